@@ -1,0 +1,99 @@
+"""Checkpoints: the only file that touches *.pt.
+
+latest.pt holds everything that a run needs to go on; best.pt what a model needs to speak: weights, configs, tokenizer.
+Both are dictionaries of tensors and plain values, read with weights_only=True, so that loading never runs code.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from model import GPT, ModelConfig
+
+FORMAT = 1
+NEEDED = {"format", "model", "model_config", "train_config", "tokenizer", "step", "val_loss"}
+
+PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, is not there, or is not one of ours."""
+
+
+def save(path, content):
+    """Write a dictionary so that `path` is at every moment either the old checkpoint or the new one, whole.
+
+    Temporary file in the same folder, flush, fsync, rename. Raises CheckpointError; the old file is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        raise CheckpointError(f"cannot write {path}: {error}. What was there before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path):
+    """The dictionary of one checkpoint, its tensors on the CPU. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
+        raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
+    missing = NEEDED - set(content) if isinstance(content, dict) else NEEDED
+    if missing:
+        raise CheckpointError(f"{path} is not a checkpoint of seuGPT: it has no {', '.join(sorted(missing))}")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']}; this program reads format {FORMAT}")
+    return content
+
+
+def find(path):
+    """`path` itself when it is a file; in a folder best.pt, else latest.pt. Raises CheckpointError."""
+    path = Path(path)
+    if str(path) in PRETRAINED and not path.exists():
+        raise CheckpointError(
+            f"init_from={path}: OpenAI's weights cannot be loaded yet. "
+            "Start from a checkpoint of your own, as in --init_from=out-quickstart, or from --init_from=scratch"
+        )
+    candidates = [path] if path.is_file() else [path / "best.pt", path / "latest.pt"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"there is no checkpoint in {path}: train one with python train.py CONFIG --out_dir={path}")
+
+
+def build_model(content, **changes):
+    """The GPT that a loaded checkpoint describes; `changes` are new values for dropout and a smaller block_size."""
+    try:
+        config = ModelConfig(**content["model_config"])
+        block_size = changes.pop("block_size", config.block_size)
+        model = GPT(ModelConfig(**{**vars(config), **changes}))
+        model.load_state_dict(content["model"])
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint's weights and model_config do not fit this program: {error}") from error
+    return model if block_size == config.block_size else model.crop_block_size(block_size)
+
+
+def generator_states(device):
+    """The states of torch's global random generators, from which dropout draws."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "mps"):
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def set_generator_states(states, device):
+    """The reverse of generator_states; a device that the states were not taken on keeps its own."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in ("cuda", "mps") and device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type])

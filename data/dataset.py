@@ -1,0 +1,169 @@
+"""data/NAME/{train.bin, val.bin, meta.json}: flat little-endian token ids, their writer and their reader.
+
+The ids are uint16 (uint32 past 65,536), the layout of nanoGPT's files, so that either program reads the other's.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data import DataError
+from data.corpora import CORPORA
+from data.tokenizer import load_tokenizer
+
+FORMAT = 1
+ROOT = Path("data")  # of the folder in which the command runs
+IGNORE = -1  # the target that pads the last window; model.IGNORE
+
+
+def dataset_path(name):
+    """data/NAME, for a name that is one plain folder name. Raises DataError."""
+    if not name or name != Path(name).name or name.startswith((".", "_")):
+        raise DataError(
+            f"dataset={name!r} must be one plain name, such as shakespeare_char: it becomes a folder in data/"
+        )
+    return ROOT / name
+
+
+def token_dtype(vocab_size):
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+class TokenWriter:
+    """Writes one .bin under a temporary name; `commit` gives it its own. Use as a context manager."""
+
+    def __init__(self, path, vocab_size):
+        self.path, self.dtype, self.tokens = Path(path), token_dtype(vocab_size), 0
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self):
+        self.file = open(self.temporary, "wb")
+        return self
+
+    def write(self, ids):
+        self.file.write(np.asarray(ids).astype(self.dtype).tobytes())
+        self.tokens += len(ids)
+
+    def commit(self):
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        os.replace(self.temporary, self.path)
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def write_meta(path, tokenizer, splits, source, sha256):
+    """meta.json. splits: {"train": {"tokens": ..., "bytes": ...}, "val": ...}; bytes are the UTF-8 text's."""
+    meta = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.spec(),
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "splits": splits,
+        "source": source,
+        "sha256": sha256,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Dataset:
+    """A prepared data set. Raises DataError when a file is missing, damaged or does not fit meta.json."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.meta = self.read_meta()
+        self.tokenizer = load_tokenizer(self.meta["tokenizer"])
+        self.dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
+        self.tokens = {split: self.meta["splits"][split]["tokens"] for split in ("train", "val")}
+        self.bytes = {split: self.meta["splits"][split]["bytes"] for split in ("train", "val")}
+        for split, tokens in self.tokens.items():
+            file = self.file(split)
+            size = file.stat().st_size if file.exists() else None
+            if size != tokens * self.dtype.itemsize:
+                found = "is missing" if size is None else f"has {size:,} bytes"
+                raise self.error(
+                    f"{file} {found}; meta.json speaks of {tokens:,} tokens ({tokens * self.dtype.itemsize:,} bytes)"
+                )
+
+    def error(self, message):
+        own_text = "" if self.path.name in CORPORA else " --input=FILE_OR_FOLDER"
+        return DataError(f"{message}. Prepare it with: python prepare.py {self.path.name}{own_text}")
+
+    def read_meta(self):
+        path = self.path / "meta.json"
+        if not path.exists():
+            raise self.error(f"there is no data set in {self.path} ({path} is missing)")
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            if meta["format"] != FORMAT or "tokenizer" not in meta:
+                raise ValueError(f"its format is {meta['format']}, this program reads {FORMAT}")
+            if meta["dtype"] not in ("uint16", "uint32"):
+                raise ValueError(f"dtype {meta['dtype']!r}")
+            for split in ("train", "val"):
+                for count in ("tokens", "bytes"):
+                    if type(meta["splits"][split][count]) is not int:
+                        raise TypeError(f"splits.{split}.{count} is no integer")
+            return meta
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.error(f"{path} cannot be used: {type(error).__name__} {error}") from error
+
+    def file(self, split):
+        return self.path / f"{split}.bin"
+
+    def ids(self, split):
+        """The split's token ids, (tokens,). Mapped anew at each call: a mapping that lives for a whole run would let
+        every page that was ever read count as this process's memory."""
+        return np.memmap(self.file(split), dtype=self.dtype, mode="r").view(np.ndarray)
+
+    def check(self, vocab_size, block_size):
+        """Raise DataError where a split is shorter than one window, or holds an id that the model has no row for."""
+        for split, tokens in self.tokens.items():
+            if tokens < block_size + 1:
+                longest = min(self.tokens.values()) - 1
+                raise DataError(
+                    f"{self.file(split)} has {tokens:,} tokens; block_size={block_size} needs at least "
+                    f"{block_size + 1:,}. Use --block_size={max(longest, 1)} or less, or more text"
+                )
+            ids = self.ids(split)
+            largest = max(int(ids[start : start + 2**24].max()) for start in range(0, tokens, 2**24))
+            if largest >= vocab_size:
+                raise self.error(
+                    f"{self.file(split)} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}"
+                )
+
+    def batch(self, split, index, batch_size, block_size, seed):
+        """Batch number `index` of an endless random sequence: a pure function of its arguments and the file.
+
+        Returns x and y, int64 (batch_size, block_size): windows at uniformly drawn offsets, y one token later.
+        """
+        ids = self.ids(split)
+        offsets = np.random.default_rng((seed, index)).integers(len(ids) - block_size, size=batch_size)
+        windows = ids[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (batch_size, block_size + 1)
+        return windows[:, :-1], windows[:, 1:]
+
+    def evaluation_batches(self, split, count, batch_size, block_size, rank=0, world_size=1):
+        """`count` batches of evenly spaced windows, always the same; the whole split where count is 0 or covers it.
+
+        Yields x, y int64 (batch_size, block_size) for every world_size-th batch from `rank` on. Windows do not overlap.
+        What is left over in the last window and the last batch has targets IGNORE, so that all shapes are equal.
+        """
+        ids = self.ids(split)
+        windows = math.ceil((len(ids) - 1) / block_size)
+        chosen = np.arange(windows)
+        if 0 < count * batch_size < windows:
+            chosen = np.arange(count * batch_size) * windows // (count * batch_size)
+        for start in range(rank * batch_size, len(chosen), world_size * batch_size):
+            x = np.zeros((batch_size, block_size), dtype=np.int64)
+            y = np.full((batch_size, block_size), IGNORE, dtype=np.int64)
+            for row, window in enumerate(chosen[start : start + batch_size]):
+                tokens = ids[window * block_size : (window + 1) * block_size + 1]
+                x[row, : len(tokens) - 1], y[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+            yield x, y

@@ -1,0 +1,124 @@
+"""Text <-> token ids, by characters or byte-level BPE, and the JSON description that travels in every checkpoint."""
+
+import base64
+
+import numpy as np
+import tiktoken
+
+from data import DataError
+
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's mark between documents, one token in every BPE here
+
+# How GPT-2 cuts text into words before merging. A word never reaches past its last letter into white space,
+# which is what lets prepare.py cut a long text between words and still get the same tokens.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class CharTokenizer:
+    """One token per character of `chars`, a string without repetitions; the id is the position in it."""
+
+    separator = "\n\n"  # between documents
+
+    def __init__(self, chars):
+        self.chars = chars
+        self.vocab_size = len(chars)
+        self.table = np.full(0x110000, -1, dtype=np.int32)  # code point -> id
+        self.table[code_points(chars)] = np.arange(len(chars))
+
+    def encode(self, text):
+        """text -> int32 array of ids, (characters,). Raises DataError that names the unknown characters."""
+        ids = self.table[code_points(text)]
+        if (ids < 0).any():
+            unknown = sorted(set(text) - set(self.chars))
+            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+            raise DataError(f"not among the {self.vocab_size} characters of this vocabulary: {named}")
+        return ids
+
+    def decode_bytes(self, ids):
+        return "".join(self.chars[i] for i in ids).encode()
+
+    def spec(self):
+        return {"kind": "char", "chars": self.chars}
+
+
+class BPETokenizer:
+    """Byte-level BPE by tiktoken: GPT-2's own, or one that was trained here."""
+
+    separator = END_OF_TEXT
+
+    def __init__(self, encoding, spec):
+        self.encoding = encoding
+        self.vocab_size = encoding.n_vocab
+        self._spec = spec
+
+    def encode(self, text):
+        """text -> uint32 array of ids. Any text can be encoded; "<|endoftext|>" in it becomes one token."""
+        return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+
+    def decode_bytes(self, ids):
+        return self.encoding.decode_bytes(list(ids))
+
+    def spec(self):
+        return self._spec
+
+
+def code_points(text):
+    """The text's Unicode code points, a uint32 array (characters,)."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+
+
+def decode(tokenizer, ids):
+    """ids -> text; bytes that are no UTF-8, as a BPE model can produce, show as U+FFFD."""
+    return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def gpt2_tokenizer():
+    """GPT-2's 50,257 tokens. tiktoken downloads them once; TIKTOKEN_CACHE_DIR names a folder that keeps them."""
+    try:
+        return BPETokenizer(tiktoken.get_encoding("gpt2"), {"kind": "gpt2"})
+    except Exception as error:  # requests' errors, or a checksum that does not match
+        raise DataError(
+            f"cannot get GPT-2's vocabulary ({type(error).__name__}). tiktoken downloads it once: connect to the "
+            "network, or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe, which needs no download"
+        ) from error
+
+
+def bpe_tokenizer(ranks):
+    """A tokenizer from its tokens, a list of bytes in the order of merging, with END_OF_TEXT after them."""
+    encoding = tiktoken.Encoding(
+        "bpe",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
+        special_tokens={END_OF_TEXT: len(ranks)},
+    )
+    return BPETokenizer(encoding, {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]})
+
+
+def train_bpe(texts, vocab_size):
+    """Train a byte-level BPE of at most vocab_size tokens on an iterable of texts, with the extra package rustbpe."""
+    try:
+        import rustbpe
+    except ImportError:
+        raise DataError("--tokenizer=bpe needs the package rustbpe: python -m pip install rustbpe==0.1.0") from None
+    trainer = rustbpe.Tokenizer()
+    parts = (part for text in texts for part in text.split(END_OF_TEXT))
+    trainer.train_from_iterator(
+        parts, vocab_size=vocab_size - 1, buffer_size=16, pattern=GPT2_PATTERN
+    )  # texts in memory
+    return bpe_tokenizer([bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])])
+
+
+def load_tokenizer(spec):
+    """The tokenizer that `spec()` described. Raises DataError for a description that is not one."""
+    try:
+        if spec["kind"] == "char":
+            return CharTokenizer(spec["chars"])
+        if spec["kind"] == "gpt2":
+            return gpt2_tokenizer()
+        if spec["kind"] == "bpe":
+            return bpe_tokenizer([base64.b64decode(token, validate=True) for token in spec["ranks"]])
+        raise ValueError(spec["kind"])
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"not a tokenizer description: {type(error).__name__} {error}") from error

@@ -1,0 +1,175 @@
+"""What a run tells and leaves behind: the console, and in out_dir training.log, metrics.jsonl, loss.png and config.py."""
+
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config import ConfigError, to_source
+
+RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py")
+
+
+def open_folder(options, resume):
+    """Make out_dir; files of an earlier run are moved to a folder in it. Returns that folder or None; ConfigError."""
+    folder = Path(options.out_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # the surest question whether it can be written
+    except OSError as error:
+        raise ConfigError(f"out_dir={folder} cannot be written ({error.strerror}); choose another --out_dir") from None
+    earlier = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    if resume or not earlier:
+        return None
+    previous = next(path for n in itertools.count(1) if not (path := folder / f"previous-{n}").exists())
+    previous.mkdir()
+    for path in earlier:
+        path.rename(previous / path.name)
+    return previous
+
+
+class RunLog:
+    """What a run tells: console, training.log, metrics.jsonl, loss.png and wandb. Silent on every rank but the first."""
+
+    def __init__(self, options, resume_step=None, silent=False):
+        """Opens out_dir, unless the run only evaluates. Raises ConfigError: out_dir or wandb cannot be used."""
+        self.options, self.silent, self.wandb, self.bar = options, silent, None, None
+        self.folder = None if silent or options.eval_only else Path(options.out_dir)
+        if options.wandb_log and not silent:
+            self.wandb = open_wandb(options)
+        previous = self.folder and open_folder(options, resume_step is not None)
+        if previous:
+            self.say(
+                f"the earlier run in {self.folder} was moved to {previous}; to go on with a run: --init_from=resume"
+            )
+        if self.folder:
+            self.metrics_path = self.folder / "metrics.jsonl"
+            self.drop_metrics_from(resume_step or 0)
+        if not silent and sys.stderr.isatty():
+            self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, unit="step", dynamic_ncols=True)
+
+    def start(self, model, options, dataset, world_size):
+        """The lines that open a run: its model, its data, its steps; and config.py, which repeats it."""
+        T, tokens = model.config.block_size, options.tokens_per_step(model.config.block_size)
+        self.say(
+            f"model: {model.parameter_count():,} parameters; data/{options.dataset}: {dataset.tokens['train']:,} tokens"
+        )
+        self.say(
+            f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x {T} tokens = "
+            f"{tokens:,} tokens over {world_size} process(es); {options.max_iters:,} steps are "
+            f"{options.max_iters * tokens / dataset.tokens['train']:.1f} times the data"
+        )
+        if options.decay_lr and options.lr_decay_iters > options.max_iters:
+            self.say(
+                f"note: lr_decay_iters={options.lr_decay_iters} is beyond max_iters={options.max_iters}: "
+                "the learning rate will not come down to min_lr"
+            )
+        if self.folder:
+            (self.folder / "config.py").write_text(to_source(model.config, options), encoding="utf-8")
+
+    def drop_metrics_from(self, first_step):
+        """A run that goes on from its last checkpoint does again what came after it: forget those lines."""
+        kept = [m for m in read_metrics(self.metrics_path) if m["step"] < first_step + ("val_loss" in m)]
+        self.metrics_path.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
+
+    def say(self, text):
+        if self.silent:
+            return
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.write(text)
+        if self.folder:
+            with open(self.folder / "training.log", "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def metrics(self, **values):
+        if self.folder:
+            with open(self.metrics_path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        if self.wandb:
+            self.wandb.log(values, step=values["step"])
+
+    def step(self, step, loss, lr, grad_norm, step_ms, tokens_per_s, mfu):
+        """One logged step: the bar where there is one, a line elsewhere, and the metrics."""
+        values = dict(
+            step=step, loss=loss, lr=lr, grad_norm=grad_norm, step_ms=step_ms, tokens_per_s=tokens_per_s, mfu=mfu
+        )
+        self.metrics(**{name: value for name, value in values.items() if value is not None})
+        speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {speed}", refresh=False)
+            self.bar.update(step + 1 - self.bar.n)
+        else:
+            left = timedelta(seconds=round((self.options.max_iters - step - 1) * step_ms / 1000))
+            self.say(f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, {left} left")
+
+    def evaluation(self, step, losses, best, text):
+        self.metrics(step=step, train_loss=losses["train"], val_loss=losses["val"])
+        self.say(
+            f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{' (best)' if best else ''}"
+        )
+        self.say("    | " + text.replace("\n", "\n    | "))
+        if self.folder:
+            plot_losses(read_metrics(self.metrics_path), self.folder / "loss.png")
+
+    def explain_first_loss(self, loss, vocab_size):
+        self.say(
+            f"before training the loss is {loss:.4f}, and ln(vocab_size) = ln({vocab_size}) = {math.log(vocab_size):.4f}: "
+            f"a model that knows nothing finds all {vocab_size} tokens about equally likely"
+        )
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def open_wandb(options):
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "wandb_log=True needs the package wandb: python -m pip install wandb, or --wandb_log=False"
+        ) from None
+    return wandb.init(project=options.wandb_project, name=options.wandb_run_name, config=vars(options))
+
+
+def read_metrics(path):
+    """The dictionaries of metrics.jsonl; a last line that a crash cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def plot_losses(metrics, path):
+    """Draw the loss curves of read_metrics: every logged batch faintly, the evaluations with marks."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and may want a display
+
+    batches = [m for m in metrics if "loss" in m]
+    evaluations = [m for m in metrics if "val_loss" in m]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [b["step"] for b in batches], [b["loss"] for b in batches], color="0.75", lw=0.8, label="training batches"
+    )
+    steps = [e["step"] for e in evaluations]
+    axes.plot(steps, [e["train_loss"] for e in evaluations], "o-", color="#0072b2", ms=3, label="training")
+    axes.plot(steps, [e["val_loss"] for e in evaluations], "s-", color="#d55e00", ms=3, label="validation")
+    best = min(evaluations, key=lambda e: e["val_loss"])
+    axes.set(
+        xlabel="step",
+        ylabel="loss (nats per token)",
+        title=f"validation loss {best['val_loss']:.4f} at step {best['step']:,}",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png", dpi=120)
+    os.replace(temporary, path)

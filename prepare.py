@@ -1,0 +1,227 @@
+"""Turn text into tokens: data/NAME/{train.bin, val.bin, meta.json}.
+
+    python prepare.py python_docs                                a built-in corpus
+    python prepare.py mytext --input=book.txt --tokenizer=bpe    a text of your own
+
+The text is read in pieces, several times over, and never as a whole: memory does not grow with it.
+"""
+
+import codecs
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tqdm import tqdm
+
+import config
+from data import DataError
+from data.corpora import CORPORA, obtain
+from data.dataset import TokenWriter, dataset_path, write_meta
+from data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, train_bpe
+
+PIECE = 1 << 20  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    name: Annotated[str, "data set to write, a folder in data/; built in: " + ", ".join(CORPORA)] = "python_docs"
+    input: Annotated[str | None, "your own UTF-8 text: a file, or a folder whose files are all read, in name order"] = (
+        None
+    )
+    val_input: Annotated[str | None, "text for validation; None: the end of the input"] = None
+    tokenizer: Annotated[
+        str | None,
+        "char, gpt2, bpe (trained on your text), or another data set's meta.json; None: the corpus's own, else char",
+    ] = None
+    vocab_size: Annotated[int, "tokens of a bpe tokenizer"] = 4096
+    val_fraction: Annotated[float, "share of the characters, at the end, that validates"] = 0.1
+
+    def __post_init__(self):
+        problems = []
+        if self.name not in CORPORA and self.input is None:
+            problems.append(
+                f"name={self.name} is not built in ({', '.join(CORPORA)}). "
+                f"For a text of your own: python prepare.py {self.name} --input=FILE_OR_FOLDER"
+            )
+        if self.tokenizer not in (None, "char", "gpt2", "bpe") and not self.tokenizer.endswith(".json"):
+            problems.append(f"tokenizer={self.tokenizer} is not char, gpt2, bpe or the path of a meta.json")
+        if self.vocab_size < 257:
+            problems.append(f"vocab_size={self.vocab_size} must be at least 257: 256 bytes and the end of text")
+        if not 0 < self.val_fraction < 1:
+            problems.append(f"val_fraction={self.val_fraction} must be above 0 and below 1")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def find_files(path):
+    """The file itself, or every file in the folder and below in name order, hidden ones left out. Raises DataError."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        if not files:
+            raise DataError(f"the folder {path} has no files")
+        return files
+    if not path.is_file():
+        raise DataError(f"there is no file or folder {path}")
+    return [path]
+
+
+def read_file(path, on_bytes=lambda piece: None):
+    """A file's text in pieces, decoded as UTF-8 with its line ends untouched and a leading byte order mark left out.
+
+    on_bytes sees each piece of the raw file. Raises DataError with the offset of the first byte that is no UTF-8.
+    """
+    decoder, offset = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE):
+                on_bytes(piece)
+                pending = len(decoder.getstate()[0])  # an unfinished character of the piece before
+                yield decoder.decode(piece)
+                offset += len(piece)
+            pending = len(decoder.getstate()[0])
+            yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        at = offset - pending + error.start
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at offset {at:,}). "
+            f"If it is Latin-1, as old Portuguese texts often are: iconv -f latin1 -t utf-8 '{path}' > new.txt"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+class Text:
+    """The text of some files with a separator between them; it can be read any number of times, in pieces."""
+
+    def __init__(self, files, separator):
+        """Reads everything once: counts characters, collects the alphabet and the checksum of the files' bytes."""
+        self.files, self.separator = files, separator
+        sha256 = hashlib.sha256()
+        self.characters, self.alphabet = 0, set()
+        for piece in self.pieces(on_bytes=sha256.update):
+            self.characters += len(piece)
+            self.alphabet.update(piece)
+        self.sha256 = sha256.hexdigest()
+
+    def pieces(self, start=0, stop=None, on_bytes=lambda piece: None):
+        """The characters from start to stop (None: the end), in pieces of about a megabyte."""
+        position = 0
+        for piece in self.joined(on_bytes):
+            part = piece[max(start - position, 0) : None if stop is None else max(stop - position, 0)]
+            if part:
+                yield part
+            position += len(piece)
+
+    def joined(self, on_bytes):
+        for number, path in enumerate(self.files):
+            if number:
+                yield self.separator
+            yield from read_file(path, on_bytes)
+
+
+def cut_between_words(pieces):
+    """The same text in pieces that end where a word of GPT-2's pattern ends, so that each can be encoded by itself.
+
+    A blank or newline after something that is no white space always begins a new word.
+    """
+    rest = ""
+    for piece in pieces:
+        text = rest + piece
+        cut = len(text) - 1
+        while cut > 0 and not (text[cut] in " \n" and not text[cut - 1].isspace()):
+            cut -= 1
+        if cut <= 0 and len(text) > 4 * PIECE:
+            cut = len(text)  # megabytes without a blank: one word cut in two is better than no memory left
+        if cut > 0:
+            yield text[:cut]
+            text = text[cut:]
+        rest = text
+    if rest:
+        yield rest
+
+
+def ready_tokenizer(choice):
+    """The tokenizer that needs no text to be made: GPT-2's or another data set's; None for char and bpe."""
+    if choice in ("char", "bpe"):
+        return None
+    if choice == "gpt2":
+        return gpt2_tokenizer()
+    try:
+        return load_tokenizer(json.loads(Path(choice).read_text(encoding="utf-8"))["tokenizer"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"cannot take the tokenizer of {choice}: {type(error).__name__} {error}") from error
+
+
+def encode(pieces, tokenizer, writer, characters):
+    """Encode the text into the writer. Returns the UTF-8 bytes that its tokens stand for."""
+    size = 0
+    with tqdm(total=characters, unit="char", unit_scale=True, desc=writer.path.name, leave=False, disable=None) as bar:
+        for piece in cut_between_words(pieces):
+            writer.write(tokenizer.encode(piece))
+            size += len(piece.encode())
+            bar.update(len(piece))
+    return size
+
+
+def prepare(options):
+    """Write the data set that the options describe and print what is in it. Raises DataError."""
+    folder = dataset_path(options.name)
+    corpus = CORPORA.get(options.name)
+    choice = options.tokenizer or (corpus.tokenizer if corpus else "char")
+    tokenizer = ready_tokenizer(choice)
+    separator = (tokenizer or {"char": CharTokenizer, "bpe": BPETokenizer}[choice]).separator
+    if options.input is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        obtain(options.name, folder / "input.txt")
+    text = Text(find_files(options.input or folder / "input.txt"), separator)
+    if options.val_input is None:
+        # nanoGPT's split, counted in characters: the first 90% train
+        boundary = int(text.characters * (1 - options.val_fraction))
+        parts = {"train": (text, 0, boundary), "val": (text, boundary, text.characters)}
+    else:
+        val_text = Text(find_files(options.val_input), separator)
+        parts = {"train": (text, 0, text.characters), "val": (val_text, 0, val_text.characters)}
+    for split, (part, start, stop) in parts.items():
+        if start == stop:
+            raise DataError(f"nothing is left for {split}: the text has {part.characters:,} characters")
+    if choice == "char":
+        tokenizer = CharTokenizer("".join(sorted(set().union(*(part.alphabet for part, _, _ in parts.values())))))
+    elif choice == "bpe":
+        _, start, stop = parts["train"]
+        tokenizer = train_bpe(cut_between_words(text.pieces(start, stop)), options.vocab_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder, parts, tokenizer, options.input or corpus.url or options.name, text.sha256)
+
+
+def write(folder, parts, tokenizer, source, sha256):
+    """Write both .bin files and meta.json; nothing takes its final name before everything has been encoded."""
+    splits = {}
+    with (
+        TokenWriter(folder / "train.bin", tokenizer.vocab_size) as train,
+        TokenWriter(folder / "val.bin", tokenizer.vocab_size) as val,
+    ):
+        for split, writer in (("train", train), ("val", val)):
+            text, start, stop = parts[split]
+            size = encode(text.pieces(start, stop), tokenizer, writer, stop - start)
+            splits[split] = {"tokens": writer.tokens, "bytes": size}
+            print(
+                f"{split:5}  {stop - start:>13,} characters  {size:>13,} bytes  {writer.tokens:>13,} tokens"
+                f"  {(stop - start) / writer.tokens:.2f} characters per token"
+            )
+        train.commit()
+        val.commit()
+        write_meta(folder / "meta.json", tokenizer, splits, source, sha256)
+    print(f"vocabulary of {tokenizer.vocab_size:,} ({tokenizer.spec()['kind']}); written to {folder}")
+
+
+def main(argv=None):
+    with config.command(DataError):
+        options = config.Options(argv, PrepareConfig, description=__doc__, positional="name")
+        prepare(*options.build())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,436 @@
+"""Train a GPT.
+
+    python train.py config/quickstart.py
+    python train.py config/train_shakespeare_char.py --device=cpu --max_iters=500
+    torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py
+
+Options come from the defaults below, then config files in the order given, then --key=value. Names are nanoGPT's.
+"""
+
+import math
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+import config
+from checkpoint import CheckpointError
+from config import ConfigError
+from data import DataError
+from data.dataset import Dataset, dataset_path
+from data.tokenizer import decode
+from log import RunLog
+from model import GPT, DeviceError, ModelConfig, autocast, compile_model, peak_flops, pick_device, pick_dtype
+from sample import generate
+
+SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything about a run but the architecture. Raises ValueError, one line for each field that is out of range."""
+
+    out_dir: Annotated[str, "folder for checkpoints, logs and the loss curve"] = "out"
+    eval_interval: Annotated[int, "steps between evaluations; each one saves latest.pt"] = 2000
+    log_interval: Annotated[int, "steps between logged training losses"] = 1
+    eval_iters: Annotated[int, "batches in an evaluation, evenly spaced over the split; 0: the whole split"] = 200
+    eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
+    always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"] = True
+    init_from: Annotated[str, "scratch; resume: go on in out_dir; or a checkpoint or its folder to fine-tune"] = (
+        "scratch"
+    )
+    wandb_log: Annotated[bool, "log to Weights & Biases as well"] = False
+    wandb_project: Annotated[str, "its project"] = "seugpt"
+    wandb_run_name: Annotated[str, "its name for this run"] = "run"
+    dataset: Annotated[str, "folder in data/, written by prepare.py"] = "openwebtext"
+    gradient_accumulation_steps: Annotated[int, "micro-batches in a step, over all GPUs together"] = 40
+    batch_size: Annotated[int, "sequences in a micro-batch"] = 12
+    learning_rate: Annotated[float, "the peak, reached after the warmup"] = 6e-4
+    max_iters: Annotated[int, "steps to train"] = 600_000
+    weight_decay: Annotated[float, "AdamW multiplies matrices by 1 - lr * this at each step"] = 0.1
+    beta1: Annotated[float, "AdamW's memory of the gradient"] = 0.9
+    beta2: Annotated[float, "AdamW's memory of its square; 0.99 where a step has few tokens"] = 0.95
+    grad_clip: Annotated[float, "longest gradient that passes unshortened; 0: no limit"] = 1.0
+    decay_lr: Annotated[bool, "warm up and decay the learning rate; False: constant"] = True
+    warmup_iters: Annotated[int, "steps of linear warmup"] = 2000
+    lr_decay_iters: Annotated[int, "step at which the cosine reaches min_lr; usually max_iters"] = 600_000
+    min_lr: Annotated[float, "learning rate at the end; usually a tenth of the peak"] = 6e-5
+    backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "of DDP; auto: nccl on CUDA, gloo elsewhere"] = "auto"
+    device: Annotated[str, "auto: cuda, else mps, else cpu; or one of them, or cuda:1"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the matrix products"] = "auto"
+    compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on CUDA"] = "auto"
+    seed: Annotated[int, "of the weights, the batches and the dropout"] = 1337
+
+    def __post_init__(self):
+        at_least = dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
+        at_least |= dict.fromkeys(("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "grad_clip", "seed"), 0)
+        at_least |= dict.fromkeys(("learning_rate", "min_lr", "weight_decay"), 0)
+        values = vars(self)
+        problems = [
+            f"{name}={values[name]} must be at least {low}" for name, low in at_least.items() if values[name] < low
+        ]
+        problems += [
+            f"{name}={values[name]} must be at least 0 and below 1"
+            for name in ("beta1", "beta2")
+            if not 0 <= values[name] < 1
+        ]
+        if not self.out_dir:
+            problems.append("out_dir= is empty")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def tokens_per_step(self, block_size):
+        return self.gradient_accumulation_steps * self.batch_size * block_size
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; rank 0 of 1 without torchrun."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls):
+        number = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+        return cls(number["RANK"], number["LOCAL_RANK"], number["WORLD_SIZE"] or 1)
+
+    def backend(self, name, device):
+        """torch.distributed's backend: NCCL between CUDA devices, gloo elsewhere. Raises ConfigError."""
+        if self.world_size > 1 and name == "nccl" and device.type != "cuda":
+            raise ConfigError(f"backend=nccl connects CUDA devices, and this run is on {device}; use --backend=auto")
+        return name if name != "auto" else "nccl" if device.type == "cuda" else "gloo"
+
+    def share(self, accumulation, batch_size):
+        """This rank's part of a step: (micro-batches, rows of each as a slice).
+
+        The ranks divide the micro-batches among them; where there is a single one, they divide its rows. Either way
+        all ranks together see what one process would have seen. Raises ConfigError when it does not come out even.
+        """
+        if accumulation % self.world_size == 0:
+            return accumulation // self.world_size, slice(None)
+        name, value = ("batch_size", batch_size) if accumulation == 1 else ("gradient_accumulation_steps", accumulation)
+        if accumulation == 1 and batch_size % self.world_size == 0:
+            return 1, slice(self.rank, None, self.world_size)
+        below = value - value % self.world_size
+        nearest = " or ".join(f"--{name}={n}" for n in (below, below + self.world_size) if n > 0)
+        raise ConfigError(f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}")
+
+
+def learning_rate(step, options):
+    """The learning rate of a step: linear warmup, cosine to min_lr (SGDR, 1608.03983), then min_lr."""
+    if not options.decay_lr:
+        return options.learning_rate
+    # 1) warmup; the first step already moves
+    if step < options.warmup_iters:
+        return options.learning_rate * (step + 1) / (options.warmup_iters + 1)
+    # 2) after the decay
+    if step >= options.lr_decay_iters:
+        return options.min_lr
+    # 3) in between
+    progress = (step - options.warmup_iters) / (options.lr_decay_iters - options.warmup_iters)
+    return options.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (options.learning_rate - options.min_lr)
+
+
+def make_optimizer(model, options, device):
+    """AdamW (1711.05101) with decay on matrices alone: pulling a bias or a norm's weight to zero regularizes nothing."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    fused = device.type in ("cpu", "cuda", "mps")  # one kernel for all parameters
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=fused)
+
+
+class Trainer:
+    """One run: its parts, and its methods in the order in which the loop calls them."""
+
+    def __init__(self, model, options, dataset, ranks, device, log):
+        self.options, self.dataset, self.ranks, self.device, self.log = options, dataset, ranks, device, log
+        self.bare = model.to(device)  # what is saved and evaluated; self.model may be wrapped
+        self.micro_steps, self.rows = ranks.share(options.gradient_accumulation_steps, options.batch_size)
+        self.optimizer = make_optimizer(model, options, device)
+        dtype = pick_dtype(options.dtype, device)
+        self.autocast = autocast(device, dtype)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.peak_flops = peak_flops(device, dtype)
+        self.step = self.first_step = 0
+        self.best_val_loss = math.inf
+        self.clock = (time.perf_counter(), 0)  # when and at which step the measured stretch began
+        torch.manual_seed(options.seed + ranks.rank)  # dropout differs between ranks
+        log.say(f"device {device}, {str(dtype).removeprefix('torch.')}, {ranks.world_size} process(es)")
+        if options.compile is True or (options.compile == "auto" and device.type == "cuda"):
+            log.say("compiling the model, which takes a minute ...")
+            with self.autocast:
+                failure = compile_model(self.bare, *self.batch(0))
+            if failure:
+                log.say(f"torch.compile failed, so the model runs uncompiled: {failure}")
+        self.model = self.bare
+        if ranks.world_size > 1:
+            self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def run(self):
+        """Train to max_iters; evaluate and save every eval_interval steps and at the end."""
+        options = self.options
+        while True:
+            due = self.step % options.eval_interval == 0 or self.step >= options.max_iters
+            resumed_here = 0 < self.first_step == self.step  # then latest.pt was written after this evaluation
+            if options.eval_only or (due and not resumed_here):
+                self.evaluate_and_save()
+            if options.eval_only or self.step >= options.max_iters:
+                break
+            self.train_step()
+
+    def batch(self, micro_step):
+        """This rank's x and y, int64 (rows, T), on the device: a function of the seed and the step's number alone."""
+        options = self.options
+        index = self.step * self.micro_steps + micro_step
+        if self.rows == slice(None):
+            index = index * self.ranks.world_size + self.ranks.rank
+        pair = self.dataset.batch("train", index, options.batch_size, self.bare.config.block_size, options.seed)
+        return [self.to_device(array[self.rows]) for array in pair]
+
+    def to_device(self, array):
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":  # from pinned memory the copy runs beside the computation
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def train_step(self):
+        """One optimizer step over all micro-batches, and every log_interval steps its line in the log."""
+        options = self.options
+        lr = learning_rate(self.step, options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = torch.zeros((), device=self.device)  # mean over this rank's micro-batches
+        for micro_step in range(self.micro_steps):
+            x, y = self.batch(micro_step)
+            # Gradients travel between ranks once per step, with the last micro-batch.
+            alone = self.model is self.bare or micro_step == self.micro_steps - 1
+            with nullcontext() if alone else self.model.no_sync():
+                with self.autocast:
+                    micro_loss = self.model(x, y)[1] / self.micro_steps
+                self.scaler.scale(micro_loss).backward()
+            loss += micro_loss.detach()
+        grad_norm = None
+        if options.grad_clip > 0:
+            self.scaler.unscale_(self.optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), options.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if (self.step - 1) % options.log_interval == 0:
+            self.log_step(loss, lr, grad_norm)
+
+    def log_step(self, loss, lr, grad_norm):
+        """Log the step just made: the mean loss over ranks, and the speed since the last line without evaluations."""
+        if self.ranks.world_size > 1:
+            dist.all_reduce(loss)
+        loss = loss.item() / self.ranks.world_size  # .item() waits for the device, so that the clock can be read
+        elapsed, steps = time.perf_counter() - self.clock[0], self.step - self.clock[1]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss at step {self.step - 1} is {loss}; checkpoints in {self.options.out_dir} are from before. "
+                f"Suspects: learning_rate (now {lr:.2e}) and dtype; try a tenth of the one, or --dtype=float32"
+            )
+        tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / elapsed
+        self.log.step(
+            step=self.step - 1,
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm and grad_norm.item(),
+            step_ms=1000 * elapsed / steps,
+            tokens_per_s=tokens_per_s,
+            mfu=self.peak_flops
+            and tokens_per_s * self.bare.flops_per_token() / (self.peak_flops * self.ranks.world_size),
+        )
+        self.clock = (time.perf_counter(), self.step)
+
+    def evaluate_and_save(self):
+        losses = self.evaluate()
+        if not math.isfinite(losses["val"]):
+            raise TrainingError(
+                f"the validation loss at step {self.step} is {losses['val']}; checkpoints are from before"
+            )
+        best = losses["val"] < self.best_val_loss
+        self.best_val_loss = min(losses["val"], self.best_val_loss)
+        if not self.options.eval_only:
+            self.save(losses["val"], best)
+        if self.ranks.rank == 0:
+            self.log.evaluation(self.step, losses, best, self.sample())
+            if self.step == 0 and self.options.init_from == "scratch":
+                self.log.explain_first_loss(losses["val"], self.bare.config.vocab_size)
+        self.clock = (time.perf_counter(), self.step)
+
+    @torch.no_grad()
+    def evaluate(self):
+        """{"train": loss, "val": loss}: means over the same tokens every time, without dropout, shared among the ranks."""
+        self.bare.eval()
+        losses = {}
+        for split in ("train", "val"):
+            total = torch.zeros(2, dtype=torch.float64)  # loss summed over tokens, and their number
+            for x, y in self.dataset.evaluation_batches(
+                split,
+                self.options.eval_iters,
+                self.options.batch_size,
+                self.bare.config.block_size,
+                self.ranks.rank,
+                self.ranks.world_size,
+            ):
+                with self.autocast:
+                    loss = self.bare(self.to_device(x), self.to_device(y))[1]
+                total += torch.tensor([loss.item(), 1.0]) * int((y >= 0).sum())
+            if self.ranks.world_size > 1:
+                total = total.to(self.device)
+                dist.all_reduce(total)
+            losses[split] = (total[0] / total[1]).item()
+        self.bare.train()
+        return losses
+
+    def sample(self):
+        """A short text that the model writes now, from the first validation token on; always with the same dice."""
+        self.bare.eval()
+        tokenizer = self.dataset.tokenizer
+        idx = torch.tensor([[int(self.dataset.ids("val")[0])]], device=self.device)  # (1, 1)
+        dice = torch.Generator(self.device).manual_seed(self.options.seed)
+        # Eager, also where the model is compiled: each new length would be compiled anew.
+        with self.autocast, torch.compiler.set_stance("force_eager"):
+            tokens = generate(self.bare, idx, SAMPLE_TOKENS, tokenizer.vocab_size, temperature=0.8, generator=dice)
+            text = decode(tokenizer, torch.cat(list(tokens)).tolist())
+        self.bare.train()
+        return text
+
+    def save(self, val_loss, best):
+        """latest.pt, and best.pt before it: a crash between the two then leaves a pair that agrees on the best loss."""
+        generators = [checkpoint.generator_states(self.device)] * self.ranks.world_size
+        if self.ranks.world_size > 1:
+            dist.all_gather_object(generators, generators[0])
+        if self.ranks.rank > 0:
+            return
+        content = {
+            "model": self.bare.state_dict(),
+            "model_config": vars(self.bare.config),
+            "train_config": vars(self.options),
+            "tokenizer": self.dataset.tokenizer.spec(),
+            "step": self.step,
+            "val_loss": val_loss,
+        }
+        folder = Path(self.options.out_dir)
+        if best:
+            checkpoint.save(folder / "best.pt", content)
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "generators": generators}
+        checkpoint.save(folder / "latest.pt", {**content, **state, "best_val_loss": self.best_val_loss})
+
+    def restore(self, content):
+        """Go on where latest.pt was written. Raises CheckpointError for a checkpoint that holds weights alone."""
+        missing = {"optimizer", "scaler", "generators", "best_val_loss"} - content.keys()
+        if missing:
+            raise CheckpointError(f"the checkpoint has no {', '.join(sorted(missing))}: only latest.pt can be resumed")
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.step = self.first_step = content["step"]
+        self.best_val_loss = content["best_val_loss"]
+        self.clock = (time.perf_counter(), self.step)
+        generators = content["generators"]
+        if self.ranks.rank < len(generators):
+            checkpoint.set_generator_states(generators[self.ranks.rank], self.device)
+        self.log.say(f"resumed at step {self.step:,}; best validation loss so far {self.best_val_loss:.4f}")
+        if len(generators) != self.ranks.world_size:
+            self.log.say(f"written by {len(generators)} process(es): the data goes on as it was, dropout does not")
+
+
+def resolve(given):
+    """(ModelConfig, TrainConfig, checkpoint or None) of the options given.
+
+    Resuming, the checkpoint's options stand where nothing else was given; fine-tuning, its architecture alone.
+    Raises ConfigError for an architecture that the checkpoint's weights do not fit, CheckpointError without one.
+    """
+    model_config, options = given.build()
+    if options.init_from == "scratch":
+        return model_config, options, None
+    resume = options.init_from == "resume"
+    path = Path(options.out_dir) / "latest.pt" if resume else checkpoint.find(options.init_from)
+    content = checkpoint.load(path)
+    theirs = content["model_config"]
+    model_config, options = given.build({**content["train_config"], **theirs} if resume else theirs)
+    changed = [name for name in theirs if getattr(model_config, name) != theirs[name]]
+    allowed = {"dropout"} if resume or model_config.block_size > theirs["block_size"] else {"dropout", "block_size"}
+    conflicts = [
+        f"{name}={getattr(model_config, name)} (there {theirs[name]})" for name in changed if name not in allowed
+    ]
+    if conflicts:
+        raise ConfigError(
+            f"{path} has another architecture: {', '.join(conflicts)}. Leave that out, or --init_from=scratch"
+        )
+    return model_config, options, content
+
+
+def build_model(model_config, options, content, tokenizer):
+    """The model: drawn from the seed, or with the weights of the checkpoint. Raises ConfigError."""
+    if content is None:
+        V = model_config.vocab_size or tokenizer.vocab_size
+        if V < tokenizer.vocab_size:
+            raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
+        torch.manual_seed(options.seed)
+        return GPT(replace(model_config, vocab_size=V))
+    if content["tokenizer"] != tokenizer.spec():
+        theirs = content["train_config"]["dataset"]
+        raise ConfigError(
+            f"data/{options.dataset} has another vocabulary than the checkpoint. Prepare it with the checkpoint's own: "
+            f"python prepare.py {options.dataset} --input=FILE --tokenizer=data/{theirs}/meta.json"
+        )
+    return checkpoint.build_model(content, dropout=model_config.dropout, block_size=model_config.block_size)
+
+
+def train(given):
+    """From options to a trained model in out_dir. What can be wrong is looked at before anything is written."""
+    ranks = Ranks.from_environment()
+    model_config, options, content = resolve(given)
+    ranks.share(options.gradient_accumulation_steps, options.batch_size)
+    device = pick_device(options.device, ranks.local_rank)
+    backend = ranks.backend(options.backend, device)
+    pick_dtype(options.dtype, device)
+    dataset = Dataset(dataset_path(options.dataset))
+    model = build_model(model_config, options, content, dataset.tokenizer)
+    resume = options.init_from == "resume"
+    if resume:  # what is written from here on says how the run began
+        options = replace(options, init_from=content["train_config"]["init_from"])
+    if ranks.rank == 0:
+        dataset.check(model.config.vocab_size, model.config.block_size)
+    log = RunLog(options, resume_step=content["step"] if resume else None, silent=ranks.rank > 0)
+    log.start(model, options, dataset, ranks.world_size)
+    torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for; no effect on CPU
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if ranks.world_size > 1:
+        dist.init_process_group(backend)
+    try:
+        trainer = Trainer(model, options, dataset, ranks, device, log)
+        if resume:
+            trainer.restore(content)
+        trainer.run()
+    finally:
+        log.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def main(argv=None):
+    with config.command(DataError, CheckpointError, DeviceError, TrainingError):
+        train(config.Options(argv, ModelConfig, TrainConfig, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()
