@@ -12,7 +12,8 @@ import torch
 from model import GPT, ModelConfig
 
 FORMAT = 1
-NEEDED = {"format", "model", "model_config", "train_config", "tokenizer", "step", "val_loss"}
+TO_SPEAK = {"format", "model", "model_config", "train_config", "tokenizer", "step", "val_loss"}  # in best.pt
+TO_RESUME = TO_SPEAK | {"optimizer", "scaler", "generators", "best_val_loss"}  # in latest.pt
 
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
@@ -40,8 +41,8 @@ def save(path, content):
         temporary.unlink(missing_ok=True)
 
 
-def load(path):
-    """The dictionary of one checkpoint, its tensors on the CPU. Raises CheckpointError."""
+def load(path, needed=TO_SPEAK):
+    """One checkpoint's dictionary, with its path under "path", the tensors on the CPU. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
@@ -49,12 +50,34 @@ def load(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
-    missing = NEEDED - set(content) if isinstance(content, dict) else NEEDED
+    missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
-        raise CheckpointError(f"{path} is not a checkpoint of seuGPT: it has no {', '.join(sorted(missing))}")
+        what = (
+            "holds weights alone, and cannot be resumed" if missing <= TO_RESUME - TO_SPEAK else "is not one of seuGPT"
+        )
+        raise CheckpointError(f"{path} {what}: it has no {', '.join(sorted(missing))}")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {content['format']}; this program reads format {FORMAT}")
-    return content
+    return {**content, "path": path}
+
+
+def check_architecture(content, model_config, resume):
+    """Raise CheckpointError where model_config asks for what the weights are not.
+
+    Dropout may change; block_size may become smaller, but not in the middle of a run.
+    """
+    theirs = content["model_config"]
+    free = {"dropout"} if resume or model_config.block_size > theirs["block_size"] else {"dropout", "block_size"}
+    conflicts = [
+        f"{name}={getattr(model_config, name)} (there {value})"
+        for name, value in theirs.items()
+        if name not in free and getattr(model_config, name, value) != value
+    ]
+    if conflicts:
+        raise CheckpointError(
+            f"{content['path']} has another architecture: {', '.join(conflicts)}. "
+            "Leave that out, or train anew with --init_from=scratch"
+        )
 
 
 def find(path):

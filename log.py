@@ -1,4 +1,4 @@
-"""What a run tells and leaves behind: the console, and in out_dir training.log, metrics.jsonl, loss.png and config.py."""
+"""What a run tells and leaves behind: the console; in out_dir training.log, metrics.jsonl, loss.png and config.py."""
 
 import itertools
 import json
@@ -35,11 +35,12 @@ def open_folder(options, resume):
 
 
 class RunLog:
-    """What a run tells: console, training.log, metrics.jsonl, loss.png and wandb. Silent on every rank but the first."""
+    """A run's console, training.log, metrics.jsonl, loss.png and wandb; silent on every rank but the first."""
 
     def __init__(self, options, resume_step=None, silent=False):
         """Opens out_dir, unless the run only evaluates. Raises ConfigError: out_dir or wandb cannot be used."""
-        self.options, self.silent, self.wandb, self.bar = options, silent, None, None
+        self.options, self.resume_step, self.silent = options, resume_step, silent
+        self.wandb = self.bar = None
         self.folder = None if silent or options.eval_only else Path(options.out_dir)
         if options.wandb_log and not silent:
             self.wandb = open_wandb(options)
@@ -54,17 +55,24 @@ class RunLog:
         if not silent and sys.stderr.isatty():
             self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, unit="step", dynamic_ncols=True)
 
-    def start(self, model, options, dataset, world_size):
-        """The lines that open a run: its model, its data, its steps; and config.py, which repeats it."""
-        T, tokens = model.config.block_size, options.tokens_per_step(model.config.block_size)
+    def start(self, model, options, dataset, world_size, content=None):
+        """The lines that open a run: its model, data, steps and starting point; and config.py, which repeats it."""
+        T, tokens, data = model.config.block_size, options.tokens_per_step(model.config.block_size), dataset.path.name
+        self.say(f"model: {model.parameter_count():,} parameters; data/{data}: {dataset.tokens['train']:,} tokens")
         self.say(
-            f"model: {model.parameter_count():,} parameters; data/{options.dataset}: {dataset.tokens['train']:,} tokens"
-        )
-        self.say(
-            f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x {T} tokens = "
-            f"{tokens:,} tokens over {world_size} process(es); {options.max_iters:,} steps are "
+            f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x {T} "
+            f"= {tokens:,} tokens over {world_size} process(es); {options.max_iters:,} steps are "
             f"{options.max_iters * tokens / dataset.tokens['train']:.1f} times the data"
         )
+        if content and self.resume_step is None:
+            self.say(f"weights from {content['path']} (step {content['step']:,}); everything else starts anew")
+        elif content:
+            theirs = content["train_config"]
+            changed = [f"{k} {theirs[k]} -> {v}" for k, v in vars(options).items() if k in theirs and theirs[k] != v]
+            self.say(
+                f"resumed from {content['path']} at step {content['step']:,}, best validation loss "
+                f"{content['best_val_loss']:.4f}; changed since: {', '.join(changed) or 'nothing'}"
+            )
         if options.decay_lr and options.lr_decay_iters > options.max_iters:
             self.say(
                 f"note: lr_decay_iters={options.lr_decay_iters} is beyond max_iters={options.max_iters}: "
@@ -98,9 +106,8 @@ class RunLog:
 
     def step(self, step, loss, lr, grad_norm, step_ms, tokens_per_s, mfu):
         """One logged step: the bar where there is one, a line elsewhere, and the metrics."""
-        values = dict(
-            step=step, loss=loss, lr=lr, grad_norm=grad_norm, step_ms=step_ms, tokens_per_s=tokens_per_s, mfu=mfu
-        )
+        values = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+        values |= {"step_ms": step_ms, "tokens_per_s": tokens_per_s, "mfu": mfu}
         self.metrics(**{name: value for name, value in values.items() if value is not None})
         speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
         if self.bar is not None:
@@ -112,16 +119,15 @@ class RunLog:
 
     def evaluation(self, step, losses, best, text):
         self.metrics(step=step, train_loss=losses["train"], val_loss=losses["val"])
-        self.say(
-            f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{' (best)' if best else ''}"
-        )
+        mark = " (best)" if best else ""
+        self.say(f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}")
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:
             plot_losses(read_metrics(self.metrics_path), self.folder / "loss.png")
 
     def explain_first_loss(self, loss, vocab_size):
         self.say(
-            f"before training the loss is {loss:.4f}, and ln(vocab_size) = ln({vocab_size}) = {math.log(vocab_size):.4f}: "
+            f"before training the loss is {loss:.4f}; ln(vocab_size) = ln({vocab_size}) = {math.log(vocab_size):.4f}: "
             f"a model that knows nothing finds all {vocab_size} tokens about equally likely"
         )
 

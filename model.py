@@ -155,8 +155,8 @@ class GPT(nn.Module):
         Without: logits of the last position alone, (B, 1, V), which is what generation needs, and None.
         Raises ValueError when T exceeds block_size.
         """
-        _, T = idx.shape
-        if T > self.config.block_size:
+        T = idx.shape[1]
+        if T > self.config.block_size:  # noqa: SIM300, T is the shape's letter and no constant
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
         x = self.wte(idx) + self.wpe.weight[:T]  # (B, T, C)
         x = self.drop(x)
@@ -251,7 +251,7 @@ def compile_model(model, idx, targets):
         return None
     except Exception as error:  # torch, Triton and the C compiler each raise their own kinds
         model._compiled_call_impl = None  # what Module.compile() sets; torch has no public way back
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     finally:
         model.zero_grad(set_to_none=True)
 

@@ -27,7 +27,7 @@ from data import DataError
 from data.dataset import Dataset, dataset_path
 from data.tokenizer import decode
 from log import RunLog
-from model import GPT, DeviceError, ModelConfig, autocast, compile_model, peak_flops, pick_device, pick_dtype
+from model import GPT, IGNORE, DeviceError, ModelConfig, autocast, compile_model, peak_flops, pick_device, pick_dtype
 from sample import generate
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
@@ -73,18 +73,11 @@ class TrainConfig:
     seed: Annotated[int, "of the weights, the batches and the dropout"] = 1337
 
     def __post_init__(self):
-        at_least = dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
-        at_least |= dict.fromkeys(("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "grad_clip", "seed"), 0)
-        at_least |= dict.fromkeys(("learning_rate", "min_lr", "weight_decay"), 0)
-        values = vars(self)
-        problems = [
-            f"{name}={values[name]} must be at least {low}" for name, low in at_least.items() if values[name] < low
-        ]
-        problems += [
-            f"{name}={values[name]} must be at least 0 and below 1"
-            for name in ("beta1", "beta2")
-            if not 0 <= values[name] < 1
-        ]
+        lowest = dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
+        lowest |= dict.fromkeys(("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "seed"), 0)
+        lowest |= dict.fromkeys(("learning_rate", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2"), 0)
+        problems = [f"{k}={vars(self)[k]} must be at least {low}" for k, low in lowest.items() if vars(self)[k] < low]
+        problems += [f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1]
         if not self.out_dir:
             problems.append("out_dir= is empty")
         if problems:
@@ -145,7 +138,7 @@ def learning_rate(step, options):
 
 
 def make_optimizer(model, options, device):
-    """AdamW (1711.05101) with decay on matrices alone: pulling a bias or a norm's weight to zero regularizes nothing."""
+    """AdamW (1711.05101), decay on matrices alone: to pull a bias or a norm's weight to zero regularizes nothing."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -164,12 +157,12 @@ class Trainer:
         dtype = pick_dtype(options.dtype, device)
         self.autocast = autocast(device, dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.peak_flops = peak_flops(device, dtype)
+        self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
         self.step = self.first_step = 0
         self.best_val_loss = math.inf
         self.clock = (time.perf_counter(), 0)  # when and at which step the measured stretch began
         torch.manual_seed(options.seed + ranks.rank)  # dropout differs between ranks
-        log.say(f"device {device}, {str(dtype).removeprefix('torch.')}, {ranks.world_size} process(es)")
+        log.say(f"device {device}, {str(dtype).removeprefix('torch.')}")
         if options.compile is True or (options.compile == "auto" and device.type == "cuda"):
             log.say("compiling the model, which takes a minute ...")
             with self.autocast:
@@ -240,30 +233,23 @@ class Trainer:
             dist.all_reduce(loss)
         loss = loss.item() / self.ranks.world_size  # .item() waits for the device, so that the clock can be read
         elapsed, steps = time.perf_counter() - self.clock[0], self.step - self.clock[1]
+        self.demand_finite(loss, self.step - 1)
+        tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / elapsed
+        mfu = tokens_per_s * self.bare.flops_per_token() / self.peak_flops if self.peak_flops else None
+        norm = grad_norm.item() if grad_norm is not None else None
+        self.log.step(self.step - 1, loss, lr, norm, 1000 * elapsed / steps, tokens_per_s, mfu)
+        self.clock = (time.perf_counter(), self.step)
+
+    def demand_finite(self, loss, step):
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss at step {self.step - 1} is {loss}; checkpoints in {self.options.out_dir} are from before. "
-                f"Suspects: learning_rate (now {lr:.2e}) and dtype; try a tenth of the one, or --dtype=float32"
+                f"the loss at step {step} is {loss}; the checkpoints in {self.options.out_dir} are older. Suspects: "
+                f"learning_rate={self.options.learning_rate} (try a tenth) and dtype (try --dtype=float32)"
             )
-        tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / elapsed
-        self.log.step(
-            step=self.step - 1,
-            loss=loss,
-            lr=lr,
-            grad_norm=grad_norm and grad_norm.item(),
-            step_ms=1000 * elapsed / steps,
-            tokens_per_s=tokens_per_s,
-            mfu=self.peak_flops
-            and tokens_per_s * self.bare.flops_per_token() / (self.peak_flops * self.ranks.world_size),
-        )
-        self.clock = (time.perf_counter(), self.step)
 
     def evaluate_and_save(self):
         losses = self.evaluate()
-        if not math.isfinite(losses["val"]):
-            raise TrainingError(
-                f"the validation loss at step {self.step} is {losses['val']}; checkpoints are from before"
-            )
+        self.demand_finite(losses["val"], self.step)
         best = losses["val"] < self.best_val_loss
         self.best_val_loss = min(losses["val"], self.best_val_loss)
         if not self.options.eval_only:
@@ -276,22 +262,16 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self):
-        """{"train": loss, "val": loss}: means over the same tokens every time, without dropout, shared among the ranks."""
+        """{"train": loss, "val": loss}: means over the same tokens every time, without dropout, divided among ranks."""
+        shape, part = (self.options.batch_size, self.bare.config.block_size), (self.ranks.rank, self.ranks.world_size)
         self.bare.eval()
         losses = {}
         for split in ("train", "val"):
             total = torch.zeros(2, dtype=torch.float64)  # loss summed over tokens, and their number
-            for x, y in self.dataset.evaluation_batches(
-                split,
-                self.options.eval_iters,
-                self.options.batch_size,
-                self.bare.config.block_size,
-                self.ranks.rank,
-                self.ranks.world_size,
-            ):
+            for x, y in self.dataset.evaluation_batches(split, self.options.eval_iters, *shape, *part):
                 with self.autocast:
                     loss = self.bare(self.to_device(x), self.to_device(y))[1]
-                total += torch.tensor([loss.item(), 1.0]) * int((y >= 0).sum())
+                total += torch.tensor([loss.item(), 1.0]) * int((y != IGNORE).sum())
             if self.ranks.world_size > 1:
                 total = total.to(self.device)
                 dist.all_reduce(total)
@@ -334,46 +314,33 @@ class Trainer:
         checkpoint.save(folder / "latest.pt", {**content, **state, "best_val_loss": self.best_val_loss})
 
     def restore(self, content):
-        """Go on where latest.pt was written. Raises CheckpointError for a checkpoint that holds weights alone."""
-        missing = {"optimizer", "scaler", "generators", "best_val_loss"} - content.keys()
-        if missing:
-            raise CheckpointError(f"the checkpoint has no {', '.join(sorted(missing))}: only latest.pt can be resumed")
+        """Go on where latest.pt was written."""
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
         self.step = self.first_step = content["step"]
         self.best_val_loss = content["best_val_loss"]
         self.clock = (time.perf_counter(), self.step)
         generators = content["generators"]
-        if self.ranks.rank < len(generators):
-            checkpoint.set_generator_states(generators[self.ranks.rank], self.device)
-        self.log.say(f"resumed at step {self.step:,}; best validation loss so far {self.best_val_loss:.4f}")
+        checkpoint.set_generator_states(generators[self.ranks.rank % len(generators)], self.device)
         if len(generators) != self.ranks.world_size:
-            self.log.say(f"written by {len(generators)} process(es): the data goes on as it was, dropout does not")
+            self.log.say(f"{len(generators)} process(es) wrote it: the data goes on as it was, but dropout does not")
 
 
 def resolve(given):
-    """(ModelConfig, TrainConfig, checkpoint or None) of the options given.
+    """(ModelConfig, TrainConfig, checkpoint or None) of the options given. Raises ConfigError, CheckpointError.
 
     Resuming, the checkpoint's options stand where nothing else was given; fine-tuning, its architecture alone.
-    Raises ConfigError for an architecture that the checkpoint's weights do not fit, CheckpointError without one.
     """
     model_config, options = given.build()
     if options.init_from == "scratch":
         return model_config, options, None
-    resume = options.init_from == "resume"
-    path = Path(options.out_dir) / "latest.pt" if resume else checkpoint.find(options.init_from)
-    content = checkpoint.load(path)
-    theirs = content["model_config"]
-    model_config, options = given.build({**content["train_config"], **theirs} if resume else theirs)
-    changed = [name for name in theirs if getattr(model_config, name) != theirs[name]]
-    allowed = {"dropout"} if resume or model_config.block_size > theirs["block_size"] else {"dropout", "block_size"}
-    conflicts = [
-        f"{name}={getattr(model_config, name)} (there {theirs[name]})" for name in changed if name not in allowed
-    ]
-    if conflicts:
-        raise ConfigError(
-            f"{path} has another architecture: {', '.join(conflicts)}. Leave that out, or --init_from=scratch"
-        )
+    if options.init_from == "resume":
+        content = checkpoint.load(Path(options.out_dir) / "latest.pt", checkpoint.TO_RESUME)
+        model_config, options = given.build({**content["train_config"], **content["model_config"]})
+    else:
+        content = checkpoint.load(checkpoint.find(options.init_from))
+        model_config, options = given.build(content["model_config"])
+    checkpoint.check_architecture(content, model_config, options.init_from == "resume")
     return model_config, options, content
 
 
@@ -381,9 +348,9 @@ def build_model(model_config, options, content, tokenizer):
     """The model: drawn from the seed, or with the weights of the checkpoint. Raises ConfigError."""
     if content is None:
         V = model_config.vocab_size or tokenizer.vocab_size
-        if V < tokenizer.vocab_size:
+        if tokenizer.vocab_size > V:
             raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
-        torch.manual_seed(options.seed)
+        torch.manual_seed(options.seed)  # the same weights on every rank
         return GPT(replace(model_config, vocab_size=V))
     if content["tokenizer"] != tokenizer.spec():
         theirs = content["train_config"]["dataset"]
@@ -410,7 +377,7 @@ def train(given):
     if ranks.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
     log = RunLog(options, resume_step=content["step"] if resume else None, silent=ranks.rank > 0)
-    log.start(model, options, dataset, ranks.world_size)
+    log.start(model, options, dataset, ranks.world_size, content)
     torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for; no effect on CPU
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -421,6 +388,8 @@ def train(given):
         if resume:
             trainer.restore(content)
         trainer.run()
+        if ranks.world_size > 1:
+            dist.barrier()  # a rank that left while another still saves would break its connections
     finally:
         log.close()
         if dist.is_initialized():

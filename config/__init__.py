@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 @contextlib.contextmanager
 def command(*errors):
-    """Around a command's body: ConfigError and `errors` end in one message and exit code 2, Ctrl-C in 130.
+    """Around a command's body: ConfigError, `errors` and OSError end in one message and exit code 2, Ctrl-C in 130.
 
     Output is UTF-8 whatever the locale says: a model of Machado de Assis must be able to speak on any console.
     """
@@ -32,9 +32,14 @@ def command(*errors):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         yield
-    except (ConfigError, *errors) as error:
+    except BrokenPipeError:  # the reader of our output has gone, as in `python sample.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ConfigError, OSError, *errors) as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun every rank makes the same mistake: say it once
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+            message = f"{error.strerror}{where}" if isinstance(error, OSError) and error.strerror else error
+            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
@@ -162,13 +167,13 @@ class Options:
 
     def run_file(self, path):
         """Run a config file in a namespace of its own; modules, functions, classes and _names in it are not options."""
-        names = {}
+        names = {"__file__": path}
         try:
             exec(compile(Path(path).read_text(encoding="utf-8-sig"), path, "exec"), names)
         except FileNotFoundError:
             near = difflib.get_close_matches(path, map(str, Path("config").glob("*.py")), n=1)
             self.problems.append(f"{path}: no such config file" + (f"; did you mean {near[0]}?" if near else ""))
-        except Exception as error:  # whatever a stranger's Python can raise
+        except (Exception, SystemExit) as error:  # whatever a stranger's Python can raise
             self.problems.append(f"{path}: {type(error).__name__}: {error}")
         for name, value in names.items():
             if name.startswith("_") or callable(value) or isinstance(value, types.ModuleType):

@@ -147,7 +147,7 @@ class Dataset:
         ids = self.ids(split)
         offsets = np.random.default_rng((seed, index)).integers(len(ids) - block_size, size=batch_size)
         windows = ids[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (batch_size, block_size + 1)
-        return windows[:, :-1], windows[:, 1:]
+        return windows[:, :-1].copy(), windows[:, 1:].copy()
 
     def evaluation_batches(self, split, count, batch_size, block_size, rank=0, world_size=1):
         """`count` batches of evenly spaced windows, always the same; the whole split where count is 0 or covers it.

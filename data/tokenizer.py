@@ -64,7 +64,7 @@ class BPETokenizer:
 
 def code_points(text):
     """The text's Unicode code points, a uint32 array (characters,)."""
-    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def decode(tokenizer, ids):
@@ -79,7 +79,7 @@ def gpt2_tokenizer():
     except Exception as error:  # requests' errors, or a checksum that does not match
         raise DataError(
             f"cannot get GPT-2's vocabulary ({type(error).__name__}). tiktoken downloads it once: connect to the "
-            "network, or set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe, which needs no download"
+            "network, set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe, which needs no download"
         ) from error
 
 

@@ -1,0 +1,16 @@
+# Fine-tune GPT-2 on Shakespeare at a constant rate. Data: python prepare.py shakespeare
+# Expect: OpenAI's weights cannot be loaded yet; give a checkpoint with GPT-2's tokens: --init_from=out-gpt2
+out_dir = "out-shakespeare"
+dataset = "shakespeare"
+init_from = "gpt2-xl"
+
+eval_interval = 5
+eval_iters = 40
+
+# 32 sequences x 1024 tokens = 32,768 tokens in a step; the training split has 301,966, so 20 steps pass over it twice
+gradient_accumulation_steps = 32
+batch_size = 1
+max_iters = 20
+
+learning_rate = 3e-5
+decay_lr = False

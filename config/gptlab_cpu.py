@@ -1,0 +1,25 @@
+# GPTLab's laptop model, 0.2M parameters, on Machado de Assis. Data: python prepare.py machado_char
+# Expect: @@CPU@@
+out_dir = "out-gptlab-cpu"
+dataset = "machado_char"
+
+gradient_accumulation_steps = 1
+batch_size = 32
+block_size = 32
+
+n_layer = 4
+n_head = 4
+n_embd = 64
+dropout = 0.0
+
+# torch's AdamW as it comes, at a constant rate
+learning_rate = 3e-4
+decay_lr = False
+weight_decay = 0.01
+beta2 = 0.999
+grad_clip = 0.0
+max_iters = 5000
+
+eval_interval = 500
+eval_iters = 0
+log_interval = 100

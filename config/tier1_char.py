@@ -1,0 +1,24 @@
+# Tier 1 of "Seu GPT": characters, 1.0M parameters, 5,000 steps on a laptop. Data: python prepare.py shakespeare_char
+# Expect: @@TIER1@@
+out_dir = "out-tier1"
+dataset = "shakespeare_char"
+
+gradient_accumulation_steps = 1
+batch_size = 16
+block_size = 64
+
+n_layer = 5
+n_head = 4
+n_embd = 128
+dropout = 0.0
+
+learning_rate = 2e-3
+max_iters = 5000
+lr_decay_iters = 5000
+min_lr = 2e-4
+beta2 = 0.99
+warmup_iters = 100
+
+eval_interval = 500
+eval_iters = 0
+log_interval = 100

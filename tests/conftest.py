@@ -1,0 +1,38 @@
+"""A folder of its own for every test, a small data set in it, and the options of a run of seconds."""
+
+import random
+
+import pytest
+
+import prepare
+
+RUN = {
+    "dataset": "tiny", "out_dir": "out", "device": "cpu", "compile": False,
+    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.0,
+    "batch_size": 4, "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10,
+    "max_iters": 10, "eval_interval": 5, "eval_iters": 2, "log_interval": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """An empty current folder: data/ and out_dir are relative to it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(workspace):
+    """data/tiny, by characters: 6,000 of them, with accents, in words that repeat."""
+    dice = random.Random(0)
+    words = "o menino viu a maçã e não comeu; \n".split(" ")
+    (workspace / "tiny.txt").write_text(" ".join(dice.choices(words, k=2000))[:6000], encoding="utf-8")
+    prepare.main(["tiny", "--input=tiny.txt"])
+    return workspace
+
+
+@pytest.fixture
+def run():
+    """run(max_iters=20, ...): the command line of a run on data/tiny, with changes."""
+    return lambda **changes: [f"--{name}={value}" for name, value in {**RUN, **changes}.items()]

@@ -1,0 +1,183 @@
+"""Options: precedence, conversion, and every problem told at once with its source."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+import config
+from config import ConfigError, Options, convert
+from model import ModelConfig
+from sample import SampleConfig
+from train import TrainConfig
+
+PRESETS = sorted(str(path) for path in Path("config").glob("*.py") if path.name != "__init__.py")
+NANOGPT_TRAIN = """out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint init_from wandb_log
+    wandb_project wandb_run_name dataset gradient_accumulation_steps batch_size block_size n_layer n_head n_embd dropout
+    bias learning_rate max_iters weight_decay beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend
+    device dtype compile""".split()
+NANOGPT_SAMPLE = """init_from out_dir start num_samples max_new_tokens temperature top_k seed device dtype
+    compile""".split()
+
+
+@dataclass(frozen=True)
+class Small:
+    size: Annotated[int, "how many"] = 3
+    rate: Annotated[float, "how fast"] = 0.5
+    name: Annotated[str, "what 100% of people call it"] = "x"
+    flag: Annotated[bool, "whether"] = False
+    mode: Annotated[bool | Literal["auto"], "which"] = "auto"
+    limit: Annotated[int | None, "how far"] = None
+    stop: Annotated[tuple[str, ...], "where"] = ()
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size={self.size} must be at least 1")
+
+
+def parse(*argv):
+    (small,) = Options(list(argv), Small, description="Test.").build()
+    return small
+
+
+def problem(*argv):
+    with pytest.raises(ConfigError) as error:
+        parse(*argv)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argument, field, value",
+    [
+        ("--size=7", "size", 7),
+        ("--size=1e3", "size", 1000),
+        ("--rate=1", "rate", 1.0),
+        ("--rate=-2.5e-3", "rate", -0.0025),
+        ("--name=a=b", "name", "a=b"),
+        ("--name=", "name", ""),
+        ("--name=--x", "name", "--x"),
+        ("--name=ação 🦜", "name", "ação 🦜"),
+        ("--name=12", "name", "12"),
+        ("--flag=True", "flag", True),
+        ("--flag=false", "flag", False),
+        ("--mode=False", "mode", False),
+        ("--mode=auto", "mode", "auto"),
+        ("--limit=None", "limit", None),
+        ("--limit=4", "limit", 4),
+        ("--stop=\n\n", "stop", ("\n\n",)),
+    ],
+)
+def test_text_becomes_the_type_of_the_field(argument, field, value):
+    result = getattr(parse(argument), field)
+    assert result == value and type(result) is type(value)
+
+
+def test_key_and_value_may_be_two_words_and_the_last_one_counts():
+    assert parse("--size", "7", "--rate", "2").size == 7
+    assert parse("--size=7", "--size=8").size == 8
+    assert parse("--stop=a", "--stop=b").stop == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "value, kind",
+    [("1.5", int), ("x", int), ("nan", float), ("inf", float), (True, int), (True, float), (3, str), ("yes", bool),
+     (1, bool), ("", int), (None, float), ([1], tuple[str, ...]), ("2", Literal["auto"]), (1.5, int | None)],
+)  # fmt: skip
+def test_what_is_not_of_the_type_is_refused(value, kind):
+    with pytest.raises(ValueError, match="expects"):
+        convert(value, kind)
+
+
+def test_defaults_then_files_in_order_then_command_line(workspace):
+    Path("a.py").write_text("size = 5 * 8\nrate = 1\nname = 'a'", encoding="utf-8")
+    Path("b.py").write_text("name = 'b'\nlimit = 9", encoding="utf-8")
+    result = parse("--rate=3", "a.py", "--flag=True", "b.py", "--limit=10")
+    assert (result.size, result.rate, result.name, result.limit, result.flag) == (40, 3.0, "b", 10, True)
+    assert parse("b.py", "a.py").name == "a"
+
+
+def test_modules_functions_and_underscored_names_in_a_file_are_no_options(workspace):
+    Path("c.py").write_text(
+        "import time\nfrom pathlib import Path\n_half = 4\ndef twice(x): return 2 * x\nsize = twice(_half)",
+        encoding="utf-8",
+    )
+    assert parse("c.py").size == 8
+
+
+def test_did_you_mean_on_the_command_line_and_in_a_file(workspace):
+    assert "--sise=1: no such option; did you mean --size?" in problem("--sise=1")
+    Path("c.py").write_text("limmit = 1", encoding="utf-8")
+    assert problem("c.py") == "c.py: limmit: no such option; did you mean limit?"
+    Path("config").mkdir()
+    Path("config/train_small.py").touch()
+    assert "did you mean config/train_small.py?" in problem("config/train_smal.py")
+
+
+def test_all_problems_come_at_once_each_with_its_source(workspace):
+    Path("c.py").write_text("size = 0\nflag = 1\nnmae = 'x'", encoding="utf-8")
+    text = problem("c.py", "--rate=fast", "--lmit=3")
+    assert text.startswith("5 problems:")
+    assert "size=0 must be at least 1 [c.py]" in text
+    assert "flag=1 expects True or False [c.py]" in text
+    assert "c.py: nmae: no such option; did you mean name?" in text
+    assert "rate='fast' expects a number [--rate=fast]" in text
+    assert "did you mean --limit?" in text
+
+
+@pytest.mark.parametrize("source", ["size = ", "size = 1 / 0", "raise SystemExit(3)", "from nowhere import x"])
+def test_a_file_that_fails_is_named_with_its_error(workspace, source):
+    Path("c.py").write_text(source, encoding="utf-8")
+    assert problem("c.py").startswith("c.py: ")
+
+
+def test_a_missing_value_is_a_message():
+    assert "expected one argument" in problem("--size")
+
+
+def test_help_is_generated_and_shows_defaults(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse("--help")
+    assert exit.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "how many (an integer; default: 3)" in text and "what 100% of people" in text
+
+
+def test_command_ends_a_mistake_in_one_message_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as exit, config.command(KeyError):
+        raise ConfigError("size=0 is wrong")
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith(": size=0 is wrong\n")
+    with pytest.raises(ZeroDivisionError), config.command():
+        raise ZeroDivisionError  # a bug of ours keeps its traceback
+
+
+def test_to_source_can_be_run_again(workspace):
+    original = parse("--size=7", '--name=it\'s \\ "quoted" ção', "--stop=a", "--mode=True")
+    Path("again.py").write_text(config.to_source(original), encoding="utf-8")
+    assert parse("again.py") == original
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_parses_and_says_what_to_expect(preset):
+    Options([preset], ModelConfig, TrainConfig, description="Test.").build()
+    first, second = Path(preset).read_text(encoding="utf-8").splitlines()[:2]
+    assert first.startswith("# ") and second.startswith("# Expect: ")
+
+
+def test_every_option_of_nanogpt_is_here_under_its_name():
+    train_names = Options([], ModelConfig, TrainConfig, description="Test.").types
+    assert set(NANOGPT_TRAIN) <= set(train_names)
+    assert set(NANOGPT_SAMPLE) <= set(Options([], SampleConfig, description="Test.").types)
+
+
+def test_a_config_file_in_nanogpts_style_runs_unchanged(workspace):
+    Path("nano.py").write_text(
+        "import time\nout_dir = 'out-x'\nwandb_log = False\nwandb_run_name = 'ft-' + str(time.time())\n"
+        "dataset = 'shakespeare'\ninit_from = 'gpt2-xl'\nalways_save_checkpoint = False\nbatch_size = 1\n"
+        "gradient_accumulation_steps = 5 * 8\nlearning_rate = 3e-5\ndecay_lr = False\nweight_decay = 1e-1\n"
+        "device = 'cpu'\ncompile = False\ndtype = 'float16'\n",
+        encoding="utf-8",
+    )
+    _, options = Options(["nano.py"], ModelConfig, TrainConfig, description="Test.").build()
+    assert options.gradient_accumulation_steps == 40 and options.compile is False

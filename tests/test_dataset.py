@@ -1,0 +1,155 @@
+"""The .bin files: batches as a pure function, evaluation on the same tokens, and damage that is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import DataError
+from data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, token_dtype, write_meta
+from data.tokenizer import CharTokenizer
+
+
+def make(folder, train, val, vocab_size=100):
+    """A data set whose tokens are given."""
+    folder.mkdir(parents=True)
+    tokenizer = CharTokenizer("".join(chr(200 + i) for i in range(vocab_size)))
+    for split, ids in (("train", train), ("val", val)):
+        with TokenWriter(folder / f"{split}.bin", vocab_size) as writer:
+            writer.write(ids)
+            writer.commit()
+    splits = {
+        "train": {"tokens": len(train), "bytes": 2 * len(train)},
+        "val": {"tokens": len(val), "bytes": 2 * len(val)},
+    }
+    write_meta(folder / "meta.json", tokenizer, splits, "made here", "0" * 64)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return Dataset(make(tmp_path / "data" / "numbers", np.arange(1000) % 100, np.arange(50)))
+
+
+def test_batch_is_pure(dataset):
+    x, y = dataset.batch("train", 7, 4, 16, seed=1)
+    dataset.batch("train", 8, 4, 16, seed=1)
+    np.random.seed(0)
+    again = Dataset(dataset.path).batch("train", 7, 4, 16, seed=1)
+    np.testing.assert_array_equal((x, y), again)
+    for other in (("train", 8, 4, 16, 1), ("train", 7, 4, 16, 2)):
+        assert not np.array_equal(dataset.batch(*other)[0], x)
+
+
+def test_batch_is_windows_with_targets_one_later(dataset):
+    x, y = dataset.batch("train", 0, 64, 16, seed=0)
+    assert x.shape == y.shape == (64, 16) and x.dtype == y.dtype == np.int64
+    np.testing.assert_array_equal((x + 1) % 100, y)
+
+
+def test_batches_reach_the_first_and_the_last_window(dataset):
+    starts = {int(dataset.batch("val", i, 64, 48, seed=0)[0].min()) for i in range(3)}
+    assert starts == {0}
+    both = np.concatenate([dataset.batch("val", i, 64, 48, seed=0)[0][:, 0] for i in range(3)])
+    assert set(both) == {0, 1}  # 50 tokens hold two windows of 48 + 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size, block_size", [(4, 16), (3, 7), (100, 48), (1, 49)])
+def test_the_whole_split_is_every_token_once_whatever_the_ranks(dataset, world_size, batch_size, block_size):
+    targets = []
+    for rank in range(world_size):
+        for x, y in dataset.evaluation_batches("val", 0, batch_size, block_size, rank, world_size):
+            assert x.shape == y.shape == (batch_size, block_size)
+            np.testing.assert_array_equal(x[y != IGNORE] + 1, y[y != IGNORE])
+            targets += y[y != IGNORE].tolist()
+    assert sorted(targets) == list(range(1, 50))
+
+
+def test_a_count_of_batches_is_evenly_spaced_and_always_the_same(dataset):
+    first = [x[:, 0] for x, _ in dataset.evaluation_batches("train", 3, 4, 10)]
+    np.testing.assert_array_equal(np.concatenate(first), (np.arange(12) * 100 // 12 * 10) % 100)
+    again = [x[:, 0] for x, _ in dataset.evaluation_batches("train", 3, 4, 10)]
+    np.testing.assert_array_equal(first, again)
+
+
+def test_a_count_beyond_the_split_is_the_split_once(dataset):
+    few, many = (list(dataset.evaluation_batches("val", count, 4, 16)) for count in (0, 1000))
+    np.testing.assert_array_equal(few, many)
+
+
+def test_files_are_nanogpts(dataset):
+    """np.memmap(..., dtype=np.uint16) is how nanoGPT reads them."""
+    np.testing.assert_array_equal(np.memmap(dataset.path / "val.bin", dtype=np.uint16, mode="r"), np.arange(50))
+    assert dataset.bytes == {"train": 2000, "val": 100}
+
+
+def test_ids_beyond_16_bits_take_32(tmp_path):
+    assert token_dtype(65_536) == np.uint16 and token_dtype(65_537) == np.uint32
+    with TokenWriter(tmp_path / "x.bin", 70_000) as writer:
+        writer.write([69_999, 1])
+        writer.commit()
+    assert np.fromfile(tmp_path / "x.bin", dtype="<u4").tolist() == [69_999, 1]
+
+
+def test_an_abandoned_writer_leaves_the_old_file(tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"old")
+    with pytest.raises(KeyError), TokenWriter(tmp_path / "x.bin", 10) as writer:
+        writer.write([1, 2, 3])
+        raise KeyError
+    assert (tmp_path / "x.bin").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_ids_beyond_the_vocabulary_are_found_before_training(dataset):
+    """Elsewhere this ends in a device-side assert (nanoGPT#470)."""
+    dataset.check(100, 16)
+    with pytest.raises(DataError, match=r"train.bin holds the token id 99; the vocabulary ends at 98"):
+        dataset.check(99, 16)
+
+
+def test_a_split_shorter_than_one_window_is_named_with_what_fits(dataset):
+    dataset.check(100, 49)
+    with pytest.raises(DataError, match=r"val.bin has 50 tokens; block_size=50 needs at least 51. Use --block_size=49"):
+        dataset.check(100, 50)
+
+
+def damage(folder, how):
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    if how == "truncated":
+        (folder / "train.bin").write_bytes((folder / "train.bin").read_bytes()[:-3])
+    elif how == "empty":
+        (folder / "val.bin").write_bytes(b"")
+    elif how == "missing":
+        (folder / "val.bin").unlink()
+    elif how == "no meta":
+        (folder / "meta.json").unlink()
+    elif how == "no json":
+        (folder / "meta.json").write_text("{", encoding="utf-8")
+    elif how == "no object":
+        (folder / "meta.json").write_text("[]", encoding="utf-8")
+    else:
+        change = {
+            "format": {"format": 99},
+            "dtype": {"dtype": "object"},
+            "splits": {"splits": {}},
+            "tokenizer": {"tokenizer": 1},
+        }
+        (folder / "meta.json").write_text(json.dumps({**meta, **change[how]}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", "empty", "missing", "no meta", "no json", "no object", "format", "dtype", "splits", "tokenizer"],
+)
+def test_damage_is_named(dataset, how):
+    damage(dataset.path, how)
+    with pytest.raises(DataError, match="tokenizer description" if how == "tokenizer" else "python prepare.py numbers"):
+        Dataset(dataset.path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/tmp", ".hidden", "__pycache__"])
+def test_names_stay_below_data(name):
+    with pytest.raises(DataError, match="one plain name"):
+        dataset_path(name)
+    assert dataset_path("coração_2.0") == Path("data/coração_2.0")

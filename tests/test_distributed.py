@@ -1,0 +1,74 @@
+"""Two real processes on gloo, started by torchrun."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import train
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+
+def torchrun(*argv, ranks=2):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={ranks}",
+        str(ROOT / "train.py"),
+    ]
+    return subprocess.run([*command, *argv], capture_output=True, text=True, encoding="utf-8", timeout=300)
+
+
+def logged(out_dir, key):
+    lines = [json.loads(line) for line in Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.mark.parametrize("accumulation", [4, 1])
+def test_two_ranks_equal_one_process(tiny, run, accumulation):
+    """Sharing the micro-batches among them, or, where there is one, its rows."""
+    options = {"gradient_accumulation_steps": accumulation, "eval_iters": 0}
+    train.main(run(out_dir="one", **options))
+    result = torchrun(*run(out_dir="two", **options))
+    assert result.returncode == 0, result.stderr
+    for key in ("loss", "val_loss", "train_loss", "grad_norm"):
+        assert logged("two", key) == pytest.approx(logged("one", key), rel=1e-4), key
+    one, two = (checkpoint.load(f"{name}/latest.pt")["model"] for name in ("one", "two"))
+    assert one.keys() == two.keys()  # no module. prefix
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_two_ranks_resume_bit_for_bit_with_each_ranks_dropout(tiny, run):
+    assert torchrun(*run(out_dir="whole", dropout=0.3)).returncode == 0
+    assert torchrun(*run(out_dir="parts", dropout=0.3, max_iters=5)).returncode == 0
+    result = torchrun("--init_from=resume", "--out_dir=parts", "--max_iters=10")
+    assert result.returncode == 0, result.stderr
+    assert logged("whole", "loss") == logged("parts", "loss")
+    whole, parts = (checkpoint.load(f"{name}/latest.pt", checkpoint.TO_RESUME) for name in ("whole", "parts"))
+    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
+    assert len(whole["generators"]) == 2 and not torch.equal(*(g["cpu"] for g in whole["generators"]))
+
+
+def test_from_two_ranks_to_one_the_data_goes_on(tiny, run):
+    train.main(run(out_dir="one"))
+    assert torchrun(*run(out_dir="two", max_iters=5)).returncode == 0
+    train.main(["--init_from=resume", "--out_dir=two", "--max_iters=10"])
+    assert logged("two", "loss") == pytest.approx(logged("one", "loss"), rel=1e-4)
+    assert "2 process(es) wrote it" in Path("two/training.log").read_text(encoding="utf-8")
+
+
+def test_a_step_that_cannot_be_shared_is_said_once_before_anything_starts(tiny, run):
+    result = torchrun(*run(gradient_accumulation_steps=3))
+    assert result.returncode != 0
+    words = "gradient_accumulation_steps=3 cannot be divided among 2 processes; use --gradient_accumulation_steps=2 or"
+    assert result.stderr.count(words) == 1
+    assert "Traceback" not in result.stderr.split(words)[0] and not Path("out").exists()

@@ -1,0 +1,95 @@
+"""What a run leaves behind and shows."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import train
+from log import plot_losses, read_metrics
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_run_leaves_its_files(tiny, run, capsys):
+    train.main(run())
+    out = capsys.readouterr().out
+    names = {"latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py"}
+    assert {path.name for path in Path("out").iterdir()} == names
+    assert Path("out/training.log").read_text(encoding="utf-8") == out
+    assert Path("out/loss.png").read_bytes().startswith(PNG)
+    metrics = read_metrics(Path("out/metrics.jsonl"))
+    steps = [m for m in metrics if "loss" in m]
+    assert [m["step"] for m in steps] == list(range(10))
+    assert set(steps[0]) == {"step", "loss", "lr", "grad_norm", "step_ms", "tokens_per_s"}
+    assert [m["step"] for m in metrics if "val_loss" in m] == [0, 5, 10]
+
+
+def test_the_first_loss_is_explained(tiny, run, capsys):
+    train.main(run(max_iters=0))
+    out = capsys.readouterr().out
+    assert "before training the loss is 2.7" in out and "ln(vocab_size) = ln(14) = 2.6391" in out
+
+
+def test_the_opening_lines_show_the_arithmetic(tiny, run, capsys):
+    train.main(run(lr_decay_iters=99))
+    out = capsys.readouterr().out
+    assert "a step: 2 micro-batches x 4 sequences x 16 = 128 tokens over 1 process(es); 10 steps are 0.2 times" in out
+    assert "note: lr_decay_iters=99 is beyond max_iters=10" in out
+
+
+def test_a_resume_says_what_changed(tiny, run, capsys):
+    train.main(run())
+    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=12", "--eval_iters=3"])
+    out = capsys.readouterr().out
+    assert "resumed from out/latest.pt at step 10" in out
+    assert "changed since: eval_iters 2 -> 3, max_iters 10 -> 12" in out or "eval_iters 2 -> 3" in out
+
+
+def test_on_a_terminal_there_is_a_bar(tiny, run, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    train.main(run())
+    captured = capsys.readouterr()
+    assert "loss" in captured.err and "tokens/s" in captured.err and "10/10" in captured.err
+    assert "step 10: train loss" in captured.out and "step 3: loss" not in captured.out
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo', encoding="utf-8")
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+    assert read_metrics(tmp_path / "none.jsonl") == []
+
+
+def test_the_plot_needs_no_training_line(tmp_path):
+    plot_losses([{"step": 0, "train_loss": 4.0, "val_loss": 4.1}], tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
+
+
+FAKE_WANDB = """
+import json
+class run:
+    @staticmethod
+    def log(values, step): open("wandb.jsonl", "a").write(json.dumps(values) + "\\\\n")
+    @staticmethod
+    def finish(): open("wandb.finished", "w").close()
+def init(project, name, config): assert config["batch_size"] == 4; return run
+"""
+
+
+def test_wandb_gets_the_same_metrics(tiny, run, monkeypatch):
+    """A stand-in for the package, which needs an account: the same calls, written to a file."""
+    Path("wandb.py").write_text(FAKE_WANDB.replace("\\\\n", "\\n"), encoding="utf-8")
+    monkeypatch.syspath_prepend(".")
+    train.main(run(wandb_log=True))
+    logged = [json.loads(line) for line in Path("wandb.jsonl").read_text().splitlines()]
+    assert logged == read_metrics(Path("out/metrics.jsonl")) and Path("wandb.finished").exists()
+
+
+def test_without_wandb_the_install_command_is_given(tiny, run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit) as exit:
+        train.main(run(wandb_log=True))
+    assert exit.value.code == 2 and "python -m pip install wandb" in capsys.readouterr().err
+    assert not Path("out").exists()

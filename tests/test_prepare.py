@@ -1,0 +1,255 @@
+"""From text to .bin: nothing lost, nothing held in memory, and mistakes that are named."""
+
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prepare
+from data import DataError, corpora
+from data.dataset import Dataset
+from data.tokenizer import END_OF_TEXT, CharTokenizer, decode, train_bpe
+
+ROOT = Path(__file__).parent.parent
+TEXT = "Maçã, pão e café: não há mais.\r\n\n\tFim 🦜 do   começo; x=1 " * 400
+
+
+def written(name, split):
+    dataset = Dataset(Path("data") / name)
+    return decode(dataset.tokenizer, dataset.ids(split).tolist())
+
+
+def refused(capsys, *argv):
+    with pytest.raises(SystemExit) as exit:
+        prepare.main(list(argv))
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and (message.count("\n") == 1 or "problems:\n" in message)
+    return message
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+@pytest.mark.parametrize("piece", [1 << 20, 7])
+def test_the_tokens_are_the_text_split_at_nanogpts_place(workspace, monkeypatch, tokenizer, piece):
+    """Also where pieces end inside a character, a word or a line end."""
+    monkeypatch.setattr(prepare, "PIECE", piece)
+    text = TEXT[: len(TEXT) if piece > 7 else 600]
+    Path("t.txt").write_text(text, encoding="utf-8", newline="")
+    prepare.main(["t", "--input=t.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"])
+    boundary = int(len(text) * 0.9)
+    assert written("t", "train") == text[:boundary] and written("t", "val") == text[boundary:]
+    dataset = Dataset("data/t")
+    assert dataset.bytes == {"train": len(text[:boundary].encode()), "val": len(text[boundary:].encode())}
+
+
+@pytest.mark.parametrize("piece", [16, 100, 1000])
+def test_cutting_between_words_does_not_change_a_token(monkeypatch, piece):
+    monkeypatch.setattr(prepare, "PIECE", piece)
+    text = (TEXT + " I've  it's\n\n x" + END_OF_TEXT + "new ")[-3000:]
+    tokenizer = train_bpe([text], 320)
+    pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
+    cut = list(prepare.cut_between_words(pieces))
+    assert "".join(cut) == text and len(cut) > 1
+    np.testing.assert_array_equal(np.concatenate([tokenizer.encode(part) for part in cut]), tokenizer.encode(text))
+
+
+def test_a_text_without_blanks_is_cut_all_the_same(monkeypatch):
+    monkeypatch.setattr(prepare, "PIECE", 10)
+    cut = list(prepare.cut_between_words(["x" * 10] * 50))
+    assert "".join(cut) == "x" * 500 and max(map(len, cut)) <= 50
+
+
+def test_a_folder_is_read_in_name_order_with_a_mark_between_documents(workspace):
+    folder = Path("texts")
+    for name, text in (("b/2.txt", "two "), ("a.md", "one "), ("c.txt", "three "), (".hidden", "no")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text * 9, encoding="utf-8")
+    for tokenizer, separator in (("char", "\n\n"), ("bpe", END_OF_TEXT)):
+        prepare.main(["t", "--input=texts", f"--tokenizer={tokenizer}", "--vocab_size=260"])
+        assert written("t", "train") + written("t", "val") == separator.join(("one " * 9, "two " * 9, "three " * 9))
+
+
+def test_a_text_of_its_own_may_validate(workspace):
+    Path("a.txt").write_text("abc" * 30, encoding="utf-8")
+    Path("b.txt").write_text("abcz", encoding="utf-8")
+    prepare.main(["t", "--input=a.txt", "--val_input=b.txt"])
+    assert written("t", "train") == "abc" * 30 and written("t", "val") == "abcz"
+
+
+def test_another_data_sets_vocabulary_can_be_taken(workspace, capsys):
+    Path("a.txt").write_text("abcd" * 30, encoding="utf-8")
+    Path("b.txt").write_text("dcba" * 10, encoding="utf-8")
+    prepare.main(["a", "--input=a.txt"])
+    prepare.main(["b", "--input=b.txt", "--tokenizer=data/a/meta.json"])
+    assert Dataset("data/b").tokenizer.spec() == Dataset("data/a").tokenizer.spec()
+    Path("b.txt").write_text("dcbaX" * 10, encoding="utf-8")
+    assert "'X' (U+0058)" in refused(capsys, "b", "--input=b.txt", "--tokenizer=data/a/meta.json")
+    assert written("b", "train") == "dcba" * 9  # what was there is still there
+    assert "cannot take the tokenizer" in refused(capsys, "b", "--input=b.txt", "--tokenizer=nothing.json")
+
+
+def test_a_byte_order_mark_is_no_character(workspace):
+    Path("t.txt").write_bytes(b"\xef\xbb\xbf" + b"abc" * 10)
+    prepare.main(["t", "--input=t.txt"])
+    assert Dataset("data/t").tokenizer.chars == "abc"
+
+
+def test_python_docs_need_no_network(workspace, capsys):
+    prepare.main([])
+    assert written("python_docs", "train") + written("python_docs", "val") == corpora.python_docs()
+    out = capsys.readouterr().out
+    assert "1.00 characters per token" in out and "vocabulary of" in out
+
+
+@pytest.mark.parametrize("at", [0, 9, 10, 29])
+def test_what_is_not_utf8_is_named_with_its_offset(workspace, capsys, monkeypatch, at):
+    monkeypatch.setattr(prepare, "PIECE", 10)
+    Path("t.txt").write_bytes(b"a" * at + "ação".encode("latin1") + b" " * 20)
+    message = refused(capsys, "t", "--input=t.txt")
+    assert f"byte 0xe7 at offset {at + 1}" in message and "iconv -f latin1" in message
+
+
+def test_a_text_that_ends_inside_a_character_is_named(workspace, capsys):
+    Path("t.txt").write_bytes(b"abc\xc3")
+    assert "offset 3" in refused(capsys, "t", "--input=t.txt")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["mytext"], "python prepare.py mytext --input=FILE_OR_FOLDER"),
+        (["t", "--input=nowhere.txt"], "no file or folder nowhere.txt"),
+        (["t", "--input=empty"], "the folder empty has no files"),
+        (["t", "--input=empty.txt"], "the text has 0 characters"),
+        (["t", "--input=one.txt"], "nothing is left for train"),
+        (["../t", "--input=one.txt"], "one plain name"),
+        (["t", "--input=one.txt", "--tokenizer=words"], "tokenizer=words is not char, gpt2, bpe"),
+        (["t", "--input=one.txt", "--vocab_size=100"], "vocab_size=100 must be at least 257"),
+        (["t", "--input=one.txt", "--val_fraction=1"], "val_fraction=1.0 must be above 0 and below 1"),
+        (["t", "--inptu=one.txt"], "did you mean --input?"),
+        (["t", "u", "--input=one.txt"], "t u: one name is expected"),
+    ],
+)
+def test_mistakes_are_one_message_and_leave_nothing(workspace, capsys, argv, words):
+    Path("empty").mkdir()
+    Path("empty.txt").touch()
+    Path("one.txt").write_text("x", encoding="utf-8")
+    assert words in refused(capsys, *argv)
+    assert not Path("data").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="no os.wait4 on this system, which tells a process's peak memory")
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_memory_does_not_grow_with_the_text(workspace, tokenizer):
+    """40 MB of text must cost less than 20 MB more than 1 MB of it does. BPE is measured with a vocabulary at hand."""
+    word = "the quick brown fox jumps over the lazy dog; não é mentira\n"
+    for name, megabytes in (("small", 1), ("large", 40)):
+        with open(f"{name}.txt", "w", encoding="utf-8") as file:
+            for _ in range(megabytes):
+                file.write(word * (2**20 // len(word)))
+    prepare.main(["vocabulary", "--input=small.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"])
+    peaks = {}
+    for name in ("small", "large"):
+        command = [
+            sys.executable,
+            str(ROOT / "prepare.py"),
+            "t",
+            f"--input={name}.txt",
+            "--tokenizer=data/vocabulary/meta.json",
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        assert status == 0
+        peaks[name] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert peaks["large"] - peaks["small"] < 20 * 2**20, peaks
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `body`; `plan` lists what each request gets instead: a status, or "short"."""
+
+    body, plan = b"Era conveniente ao romance " * 1000, []
+
+    def do_GET(self):
+        step = type(self).plan.pop(0) if type(self).plan else 200
+        self.send_response(200 if step == "short" else step)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        if step == 200:
+            self.wfile.write(self.body)
+        elif step == "short":
+            self.wfile.write(self.body[:100])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def served(workspace, monkeypatch):
+    """A corpus named "served" on a real server on loopback."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    corpus = corpora.Corpus(
+        "test",
+        "char",
+        f"http://127.0.0.1:{server.server_port}/x",
+        hashlib.sha256(Server.body).hexdigest(),
+        len(Server.body),
+    )
+    monkeypatch.setitem(corpora.CORPORA, "served", corpus)
+    monkeypatch.setattr(corpora.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    Server.plan = []
+    yield corpus
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_is_tried_again_and_kept(served):
+    Server.plan = [500, "short"]
+    prepare.main(["served"])
+    assert Path("data/served/input.txt").read_bytes() == Server.body
+    Server.plan = [404]  # not asked again: the file is there and its checksum is right
+    prepare.main(["served"])
+    assert Server.plan == [404]
+
+
+@pytest.mark.parametrize(
+    "plan, words", [([404], "404"), (["short"] * 9, "of 27,000 bytes arrived"), ([500] * 9, "500")]
+)
+def test_a_download_that_fails_names_the_way_out_and_leaves_nothing(served, capsys, plan, words):
+    Server.plan = plan
+    message = refused(capsys, "served")
+    assert words in message and "python prepare.py served --input=FILE" in message
+    assert list(Path("data/served").iterdir()) == []
+
+
+def test_a_wrong_checksum_is_refused(served, capsys, monkeypatch):
+    monkeypatch.setitem(corpora.CORPORA, "served", replace(served, sha256="0" * 64))
+    assert "sha256" in refused(capsys, "served")
+    assert list(Path("data/served").iterdir()) == []
+
+
+def test_a_closed_network_is_one_message(workspace, capsys, monkeypatch):
+    closed = replace(corpora.CORPORA["shakespeare_char"], url="http://127.0.0.1:9/closed")
+    monkeypatch.setitem(corpora.CORPORA, "shakespeare_char", closed)
+    monkeypatch.setattr(corpora.time, "sleep", lambda seconds: None)
+    assert "--input=FILE" in refused(capsys, "shakespeare_char")
+
+
+def test_an_error_of_the_disk_is_named(workspace, capsys):
+    Path("t.txt").write_text("abc" * 10, encoding="utf-8")
+    Path("data").touch()  # a file where the folder should be
+    assert "Not a directory" in refused(capsys, "t", "--input=t.txt")
+
+
+def test_unknown_characters_never_reach_the_table():
+    with pytest.raises(DataError):
+        CharTokenizer("ab").encode("abc")

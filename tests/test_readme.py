@@ -1,0 +1,83 @@
+"""README.md tells the truth about the code. `python tests/test_readme.py` writes its options table anew."""
+
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import Options, describe, option_types  # noqa: E402
+from model import ModelConfig  # noqa: E402
+from prepare import PrepareConfig  # noqa: E402
+from sample import SampleConfig  # noqa: E402
+from train import TrainConfig  # noqa: E402
+
+README = ROOT / "README.md"
+CLASSES = {"prepare.py": [PrepareConfig], "train.py": [ModelConfig, TrainConfig], "sample.py": [SampleConfig]}
+TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
+
+
+def options_table():
+    lines = []
+    for script, classes in CLASSES.items():
+        lines += [f"**{script}**", "", "| option | default | type | what it does |", "|---|---|---|---|"]
+        for cls in classes:
+            types = option_types(cls)
+            for field in fields(cls):
+                kind, help_text = types[field.name]
+                lines.append(f"| `{field.name}` | `{field.default!r}` | {describe(kind)} | {help_text} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def commands():
+    """Every command in README's code blocks, continued lines joined: (script, words)."""
+    text = README.read_text(encoding="utf-8")
+    for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split("#")[0].split("&&"):
+                match = re.search(r"(prepare|train|sample)\.py(.*)", part)
+                if match:
+                    yield match.group(1) + ".py", re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", match.group(2))
+
+
+COMMANDS = list(commands())
+
+
+def test_the_options_table_is_the_codes():
+    assert TABLE.search(README.read_text(encoding="utf-8")).group() == options_table(), (
+        "run: python tests/test_readme.py"
+    )
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 15 and {script for script, _ in COMMANDS} == set(CLASSES)
+
+
+@pytest.mark.parametrize("script, words", COMMANDS)
+def test_every_command_parses(script, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = [word.replace('"', "").replace("'", "") for word in words]
+    positional = "name" if script == "prepare.py" else None
+    Options(words, *CLASSES[script], description="Test.", positional=positional).build()
+
+
+def test_every_link_leads_somewhere():
+    text = README.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_requirements_pin_exactly_the_five_packages():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert [line.split("==")[0] for line in lines] == ["torch", "numpy", "tiktoken", "tqdm", "matplotlib"]
+    assert all("==" in line for line in lines) and lines[0] == "torch==2.13.0"
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    README.write_text(TABLE.sub(lambda match: options_table(), text), encoding="utf-8")

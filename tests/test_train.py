@@ -1,0 +1,283 @@
+"""The loop: what it learns, what it repeats bit for bit, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import prepare
+import train
+from config import ConfigError, Options
+from data.dataset import Dataset
+from model import GPT, ModelConfig
+from train import Ranks, TrainConfig, Trainer, learning_rate, make_optimizer
+
+
+def metrics(out_dir="out"):
+    return [json.loads(line) for line in Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def same(a, b):
+    """Equality of nested dictionaries, lists and tensors, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+STATE = ("model", "optimizer", "scaler", "generators", "step", "best_val_loss", "val_loss")
+
+
+def state(out_dir):
+    content = checkpoint.load(Path(out_dir, "latest.pt"), checkpoint.TO_RESUME)
+    return {name: content[name] for name in STATE}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_n_and_n_steps_are_2n_bit_for_bit(tiny, run, dtype):
+    """Weights, optimizer, scaler, generators, under dropout and accumulation. nanoGPT#467: a resume replayed data."""
+    train.main(run(out_dir="whole", max_iters=20, dropout=0.3, dtype=dtype))
+    train.main(run(out_dir="parts", max_iters=10, dropout=0.3, dtype=dtype))
+    torch.manual_seed(99)
+    train.main(["--init_from=resume", "--out_dir=parts", "--max_iters=20"])
+    assert same(state("whole"), state("parts"))
+    whole, parts = ([m for m in metrics(d) if "loss" in m] for d in ("whole", "parts"))
+    assert [m["loss"] for m in whole] == [m["loss"] for m in parts]
+    assert [m["step"] for m in parts] == list(range(20))
+
+
+def test_a_resume_after_a_crash_forgets_what_it_does_again(tiny, run):
+    train.main(run(out_dir="whole", max_iters=10, dropout=0.3))
+    train.main(run(max_iters=5, dropout=0.3))
+    with open("out/metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(
+            '{"step": 5, "loss": 1}\n{"step": 6, "val_loss": 1, "train_loss": 1}\n{"step": 7, "lo'
+        )  # and then a kill
+    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10"])
+    assert same(state("whole"), state("out"))
+    assert [(m["step"], "loss" in m) for m in metrics()] == [(m["step"], "loss" in m) for m in metrics("whole")]
+
+
+def test_a_resume_that_has_nothing_left_to_do_changes_nothing(tiny, run):
+    train.main(run())
+    before = state("out")
+    train.main(["--init_from=resume", "--out_dir=out"])
+    assert same(before, state("out"))
+
+
+def test_config_py_repeats_the_run(tiny, run):
+    train.main(run(out_dir="first", dropout=0.2, seed=5))
+    train.main(["first/config.py", "--out_dir=second"])
+    assert same(state("first"), state("second"))
+
+
+def test_config_py_of_a_resumed_run_repeats_the_whole(tiny, run):
+    train.main(run(max_iters=5))
+    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10"])
+    assert "init_from = 'scratch'" in Path("out/config.py").read_text(encoding="utf-8")
+    train.main(["out/config.py", "--out_dir=again"])
+    assert same(state("out")["model"], state("again")["model"])
+
+
+def test_accumulation_equals_one_large_batch(tiny, run):
+    """Same 8 windows in a step, as 1 x 8 and as 4 x 2, with a data set that gives rows by number."""
+    gradients = []
+    for accumulation, batch_size in ((1, 8), (4, 2)):
+        model_config, options = build(
+            run(gradient_accumulation_steps=accumulation, batch_size=batch_size, grad_clip=0.0)
+        )
+        dataset = Dataset("data/tiny")
+        rows = dataset.batch("train", 0, 8, 16, seed=0)
+        dataset.batch = lambda split, index, size, T, seed, rows=rows: [
+            a[index * size : (index + 1) * size] for a in rows
+        ]
+        torch.manual_seed(0)
+        model = GPT(ModelConfig(**{**vars(model_config), "vocab_size": dataset.tokenizer.vocab_size}))
+        trainer = Trainer(model, options, dataset, Ranks(0, 0, 1), torch.device("cpu"), log=SilentLog())
+        trainer.optimizer.step = lambda model=model: gradients.append([p.grad.clone() for p in model.parameters()])
+        trainer.train_step()
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+
+
+def build(argv):
+    return Options(argv, ModelConfig, TrainConfig, description="Test.").build()
+
+
+class SilentLog:
+    def say(self, text):
+        pass
+
+    def step(self, *values):
+        self.values = values
+
+
+def test_learning_rate_warms_up_follows_the_cosine_and_stays(run):
+    options = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=110)
+    rates = [learning_rate(step, options) for step in range(150)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 11)
+    assert rates[10] == 1.0 and rates[60] == pytest.approx(0.55) and rates[110:] == [0.1] * 40
+    assert (np.diff(rates[10:111]) < 0).all()
+    assert learning_rate(5, TrainConfig(decay_lr=False, learning_rate=0.3)) == 0.3
+    for decay in (0, 5, 10):  # a decay that ends before the warmup does: no division by zero
+        options = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=10, lr_decay_iters=decay)
+        assert [learning_rate(step, options) for step in (9, 10, 11)] == [10 / 11, 0.1, 0.1]
+
+
+def test_decay_is_on_matrices_alone_and_every_parameter_is_there_once():
+    model = GPT(ModelConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, bias=True))
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.3), torch.device("cpu"))
+    decayed, plain = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
+    assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in plain["params"]} == {1}
+    together = decayed["params"] + plain["params"]
+    assert {id(p) for p in together} == {id(p) for p in model.parameters()} and len(together) == len(
+        set(map(id, together))
+    )
+
+
+def test_the_first_update_is_adamws_by_hand():
+    """Corrected for their start, m is the gradient and v its square: w (1 - lr wd) - lr g / (|g| + eps)."""
+    model = GPT(ModelConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8, bias=True))
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.1, learning_rate=0.01), torch.device("cpu"))
+    x, y = torch.randint(11, (2, 4, 8))
+    model(x, y)[1].backward()
+    expected = [
+        p.detach() * (1 - 0.01 * (0.1 if p.dim() == 2 else 0)) - 0.01 * p.grad / (p.grad.abs() + 1e-8)
+        for p in model.parameters()
+    ]
+    optimizer.step()
+    torch.testing.assert_close([p.detach() for p in model.parameters()], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns_a_markov_source_to_its_entropy(workspace, run):
+    """End to end truth: the validation loss comes within 2% of the true source's own score, and not below it."""
+    dice, K, length = np.random.default_rng(7), 8, 100_000
+    transition = dice.dirichlet(np.full(K, 0.4), size=K)
+    states, draws = [0], dice.random(length)
+    cumulative = transition.cumsum(1)
+    for draw in draws:
+        states.append(min(int(np.searchsorted(cumulative[states[-1]], draw)), K - 1))
+    Path("markov.txt").write_text("".join(chr(ord("a") + s) for s in states), encoding="utf-8")
+    prepare.main(["tiny", "--input=markov.txt"])
+
+    ids = Dataset("data/tiny").ids("val").astype(int)
+    scores = -np.log(transition[ids[:-1], ids[1:]])
+    stationary = np.linalg.matrix_power(transition, 1000)[0]
+    entropy_rate = -(stationary[:, None] * transition * np.log(transition)).sum()
+    assert abs(scores.mean() - entropy_rate) < 4 * scores.std() / math.sqrt(len(scores))
+
+    train.main(run(n_layer=1, n_embd=32, batch_size=16, gradient_accumulation_steps=1, max_iters=400, eval_iters=0,
+                   lr_decay_iters=400, warmup_iters=20, eval_interval=400, log_interval=100))  # fmt: skip
+    loss = checkpoint.load("out/best.pt")["val_loss"]
+    assert scores.mean() < loss < 1.02 * scores.mean()
+
+
+def test_fine_tuning_takes_weights_alone_and_says_so(tiny, run, capsys):
+    train.main(run(max_iters=20))
+    trained = checkpoint.load("out/best.pt")
+    arguments = [a for a in run(out_dir="tuned", max_iters=0, dropout=0.1) if not a.startswith(("--n_", "--block"))]
+    capsys.readouterr()
+    train.main([*arguments, "--init_from=out", "--block_size=8"])
+    assert f"weights from out/best.pt (step {trained['step']})" in capsys.readouterr().out
+    tuned = checkpoint.load("tuned/latest.pt", checkpoint.TO_RESUME)
+    assert tuned["step"] == 0 and tuned["model_config"]["block_size"] == 8 and tuned["model_config"]["dropout"] == 0.1
+    trained["model"]["wpe.weight"] = trained["model"]["wpe.weight"][:8]
+    assert same(tuned["model"], trained["model"])
+    assert tuned["val_loss"] < 2.5  # not the untrained model's
+
+
+def test_fine_tuning_into_the_same_folder_keeps_the_first_run(tiny, run):
+    train.main(run())
+    before = state("out")
+    train.main(run(init_from="out", max_iters=2))
+    assert same(before, state("out/previous-1"))
+    train.main(run(max_iters=2))
+    assert Path("out/previous-2/best.pt").exists() and same(before, state("out/previous-1"))
+
+
+def test_best_gets_only_better_and_latest_is_always_there(tiny, run, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5, 1.9, 4.0])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"train": 1.0, "val": next(losses)})
+    seen = []
+    real_save = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda path, content: (seen.append((path.name, content["step"])), real_save(path, content))
+    )
+    train.main(run(max_iters=20))
+    assert [step for name, step in seen if name == "best.pt"] == [0, 5, 15]
+    assert [step for name, step in seen if name == "latest.pt"] == [0, 5, 10, 15, 20]
+    assert checkpoint.load("out/best.pt")["val_loss"] == 1.9
+    assert state("out")["best_val_loss"] == 1.9 and state("out")["val_loss"] == 4.0
+
+
+def test_a_run_shorter_than_eval_interval_ends_with_both(tiny, run):
+    train.main(run(max_iters=3, eval_interval=100))
+    assert state("out")["step"] == 3 and Path("out/best.pt").exists()
+
+
+def test_eval_only_writes_nothing(tiny, run, capsys):
+    train.main(run())
+    before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+    train.main(["--init_from=resume", "--out_dir=out", "--eval_only=True"])
+    train.main(run(eval_only=True, out_dir="nothing"))
+    assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == before
+    assert not Path("nothing").exists()
+    assert capsys.readouterr().out.count("validation loss") >= 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tiny, run, capsys):
+    train.main(run(max_iters=5))
+    before = state("out")
+    with pytest.raises(SystemExit) as exit:
+        train.main(["--init_from=resume", "--out_dir=out", "--max_iters=50", "--learning_rate=1e30", "--decay_lr=False",
+                    "--grad_clip=0"])  # fmt: skip
+    message = capsys.readouterr().err
+    assert exit.value.code == 2 and "learning_rate=1e+30" in message and "dtype" in message
+    assert same(before, state("out"))
+
+
+def test_vocabulary_padding_is_allowed_and_never_spoken(tiny, run):
+    train.main(run(vocab_size=64, max_iters=2))
+    assert checkpoint.load("out/latest.pt")["model"]["wte.weight"].shape[0] == 64
+
+
+def test_the_ranks_share_a_step_evenly():
+    assert Ranks(0, 0, 1).share(40, 12) == (40, slice(None))
+    assert Ranks(1, 1, 4).share(40, 12) == (10, slice(None))
+    assert Ranks(1, 1, 3).share(1, 12) == (1, slice(1, None, 3))
+    for (accumulation, batch_size), words in {
+        (3, 12): "gradient_accumulation_steps=3 cannot be divided among 2 .*=2 or --gradient_accumulation_steps=4",
+        (1, 7): "batch_size=7 cannot be divided among 2 .*--batch_size=6 or --batch_size=8",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            Ranks(0, 0, 2).share(accumulation, batch_size)
+
+
+@pytest.mark.parametrize("accumulation", [4, 1])
+def test_all_ranks_together_see_what_one_sees(tiny, run, accumulation):
+    def rows(world_size):
+        seen = []
+        for rank in range(world_size):
+            model_config, options = build(run(gradient_accumulation_steps=accumulation))
+            trainer = Trainer.__new__(Trainer)
+            trainer.options, trainer.dataset, trainer.ranks = (
+                options,
+                Dataset("data/tiny"),
+                Ranks(rank, rank, world_size),
+            )
+            trainer.bare = torch.nn.Module()
+            trainer.bare.config, trainer.device = model_config, torch.device("cpu")
+            trainer.micro_steps, trainer.rows = trainer.ranks.share(accumulation, options.batch_size)
+            for trainer.step in range(3):
+                for micro_step in range(trainer.micro_steps):
+                    seen += [(trainer.step, *row) for row in trainer.batch(micro_step)[0].tolist()]
+        return sorted(seen)
+
+    assert rows(1) == rows(2) == rows(4) and len(rows(1)) == 3 * 4 * accumulation
