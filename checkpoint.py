@@ -4,11 +4,11 @@ latest.pt holds everything that a run needs to go on; best.pt what a model needs
 Both are dictionaries of tensors and plain values, read with weights_only=True, so that loading never runs code.
 """
 
-import os
 from pathlib import Path
 
 import torch
 
+from data import replacing
 from model import GPT, ModelConfig
 
 FORMAT = 1
@@ -25,20 +25,13 @@ class CheckpointError(ValueError):
 def save(path, content):
     """Write a dictionary so that `path` is at every moment either the old checkpoint or the new one, whole.
 
-    Temporary file in the same folder, flush, fsync, rename. Raises CheckpointError; the old file is then untouched.
+    Raises CheckpointError; the old file is then untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            torch.save({"format": FORMAT, **content}, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         raise CheckpointError(f"cannot write {path}: {error}. What was there before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path, needed=TO_SPEAK):

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import sys
 import tempfile
 from datetime import timedelta
@@ -12,13 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config import ConfigError, to_source
+from data import replacing
 
 RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py")
 
 
-def open_folder(options, resume):
+def open_folder(folder, resume):
     """Make out_dir; files of an earlier run are moved to a folder in it. Returns that folder or None; ConfigError."""
-    folder = Path(options.out_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # the surest question whether it can be written
@@ -40,29 +39,31 @@ class RunLog:
     def __init__(self, options, resume_step=None, silent=False):
         """Opens out_dir, unless the run only evaluates. Raises ConfigError: out_dir or wandb cannot be used."""
         self.options, self.resume_step, self.silent = options, resume_step, silent
-        self.wandb = self.bar = None
         self.folder = None if silent or options.eval_only else Path(options.out_dir)
-        if options.wandb_log and not silent:
-            self.wandb = open_wandb(options)
-        previous = self.folder and open_folder(options, resume_step is not None)
-        if previous:
-            self.say(
-                f"the earlier run in {self.folder} was moved to {previous}; to go on with a run: --init_from=resume"
-            )
+        self.wandb = open_wandb(options) if options.wandb_log and not silent else None
+        self.bar = self.log_file = self.metrics_file = None
         if self.folder:
-            self.metrics_path = self.folder / "metrics.jsonl"
-            self.drop_metrics_from(resume_step or 0)
+            previous = open_folder(self.folder, resume_step is not None)
+            drop_metrics_from(resume_step or 0, self.folder / "metrics.jsonl")
+            # Line by line, so that a crash loses none.
+            self.log_file = open(self.folder / "training.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self.metrics_file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            if previous:
+                self.say(
+                    f"the earlier run in {self.folder} is now in {previous}; to go on with a run: --init_from=resume"
+                )
         if not silent and sys.stderr.isatty():
             self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, unit="step", dynamic_ncols=True)
 
-    def start(self, model, options, dataset, world_size, content=None):
+    def start(self, model, dataset, world_size, content=None):
         """The lines that open a run: its model, data, steps and starting point; and config.py, which repeats it."""
-        T, tokens, data = model.config.block_size, options.tokens_per_step(model.config.block_size), dataset.path.name
-        self.say(f"model: {model.parameter_count():,} parameters; data/{data}: {dataset.tokens['train']:,} tokens")
+        options, T, training_tokens = self.options, model.config.block_size, dataset.tokens["train"]
+        tokens = options.tokens_per_step(T)
+        self.say(f"model: {model.parameter_count():,} parameters; {dataset.path}: {training_tokens:,} training tokens")
         self.say(
             f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x {T} "
             f"= {tokens:,} tokens over {world_size} process(es); {options.max_iters:,} steps are "
-            f"{options.max_iters * tokens / dataset.tokens['train']:.1f} times the data"
+            f"{options.max_iters * tokens / training_tokens:.1f} times the data"
         )
         if content and self.resume_step is None:
             self.say(f"weights from {content['path']} (step {content['step']:,}); everything else starts anew")
@@ -81,11 +82,6 @@ class RunLog:
         if self.folder:
             (self.folder / "config.py").write_text(to_source(model.config, options), encoding="utf-8")
 
-    def drop_metrics_from(self, first_step):
-        """A run that goes on from its last checkpoint does again what came after it: forget those lines."""
-        kept = [m for m in read_metrics(self.metrics_path) if m["step"] < first_step + ("val_loss" in m)]
-        self.metrics_path.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
-
     def say(self, text):
         if self.silent:
             return
@@ -93,14 +89,12 @@ class RunLog:
             print(text, flush=True)
         else:
             self.bar.write(text)
-        if self.folder:
-            with open(self.folder / "training.log", "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+        if self.log_file:
+            self.log_file.write(text + "\n")
 
     def metrics(self, **values):
-        if self.folder:
-            with open(self.metrics_path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+        if self.metrics_file:
+            self.metrics_file.write(json.dumps(values) + "\n")
         if self.wandb:
             self.wandb.log(values, step=values["step"])
 
@@ -123,7 +117,7 @@ class RunLog:
         self.say(f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}")
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:
-            plot_losses(read_metrics(self.metrics_path), self.folder / "loss.png")
+            plot_losses(read_metrics(self.folder / "metrics.jsonl"), self.folder / "loss.png")
 
     def explain_first_loss(self, loss, vocab_size):
         self.say(
@@ -132,6 +126,9 @@ class RunLog:
         )
 
     def close(self):
+        for file in (self.log_file, self.metrics_file):
+            if file:
+                file.close()
         if self.bar is not None:
             self.bar.close()
         if self.wandb:
@@ -152,6 +149,13 @@ def read_metrics(path):
     """The dictionaries of metrics.jsonl; a last line that a crash cut short is left out."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def drop_metrics_from(first_step, path):
+    """A run that goes on from its last checkpoint does again what came after it: forget those lines."""
+    kept = [m for m in read_metrics(path) if m["step"] < first_step + ("val_loss" in m)]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
 
 
 def plot_losses(metrics, path):
@@ -176,6 +180,5 @@ def plot_losses(metrics, path):
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -190,27 +190,29 @@ class GPT(nn.Module):
         return 6 * N + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size  # H·Q = C
 
 
-def pick_device(name="auto", local_rank=0):
+def pick_device(name="auto", local_rank=0, local_world_size=1):
     """The torch.device of a name; "auto" is CUDA, else MPS, else CPU. Raises DeviceError where torch cannot see it.
 
-    Under torchrun, local_rank chooses among the machine's CUDA devices.
+    Of several processes on a machine each takes the CUDA device with the number of its local rank.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"device={name} is unknown to torch; choose auto, cpu, cuda, cuda:1 or mps") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device={name} is unknown; choose auto, cpu, cuda, cuda:1 or mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device=mps is not there: it needs a Mac with Apple silicon; try --device=auto")
     if device.type == "cuda":
-        index = local_rank if device.index is None else device.index
         count = torch.cuda.device_count()
+        if local_world_size > count > 0:
+            raise DeviceError(f"{local_world_size} processes on {count} CUDA devices; use --nproc_per_node={count}")
+        index = local_rank if local_world_size > 1 or device.index is None else device.index
         if index >= count:
             raise DeviceError(f"device={name} is not there: torch sees {count} CUDA devices; try --device=auto")
         return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device=mps is not there: it needs a Mac with Apple silicon; try --device=auto")
-    if device.type not in ("cpu", "mps"):
-        raise DeviceError(f"device={name} is not supported; choose auto, cpu, cuda, cuda:1 or mps")
     return device
 
 
@@ -246,7 +248,9 @@ def compile_model(model, idx, targets):
     """
     model.compile()
     try:
-        with torch.random.fork_rng():  # the trial's dropout must not move the generator of the real run
+        with torch.random.fork_rng(
+            [idx.device] if idx.is_cuda else []
+        ):  # the trial's dropout must not move the generator of the real run
             model(idx, targets)[1].backward()
         return None
     except Exception as error:  # torch, Triton and the C compiler each raise their own kinds

@@ -16,7 +16,7 @@ from typing import Annotated
 from tqdm import tqdm
 
 import config
-from data import DataError
+from data import DataError, replacing
 from data.corpora import CORPORA, obtain
 from data.dataset import TokenWriter, dataset_path, write_meta
 from data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, train_bpe
@@ -155,15 +155,38 @@ def ready_tokenizer(choice):
         raise DataError(f"cannot take the tokenizer of {choice}: {type(error).__name__} {error}") from error
 
 
-def encode(pieces, tokenizer, writer, characters):
-    """Encode the text into the writer. Returns the UTF-8 bytes that its tokens stand for."""
+def encode(text, start, stop, tokenizer, path):
+    """Write the tokens of the characters from start to stop to `path`. Returns their number and the text's bytes."""
     size = 0
-    with tqdm(total=characters, unit="char", unit_scale=True, desc=writer.path.name, leave=False, disable=None) as bar:
-        for piece in cut_between_words(pieces):
+    with (
+        TokenWriter(path, tokenizer.vocab_size) as writer,
+        tqdm(total=stop - start, unit="char", unit_scale=True, leave=False, disable=None) as bar,
+    ):
+        for piece in cut_between_words(text.pieces(start, stop)):
             writer.write(tokenizer.encode(piece))
             size += len(piece.encode())
             bar.update(len(piece))
-    return size
+    return {"tokens": writer.tokens, "bytes": size}
+
+
+def write(folder, parts, tokenizer, source, sha256):
+    """Write both .bin files and meta.json; all take their names when all are complete, meta.json as the last."""
+    splits = {}
+    with (
+        replacing(folder / "meta.json") as meta,
+        replacing(folder / "val.bin") as val,
+        replacing(folder / "train.bin") as train,
+    ):
+        for split, path in (("train", train), ("val", val)):
+            text, start, stop = parts[split]
+            counts = splits[split] = encode(text, start, stop, tokenizer, path)
+            characters, tokens = stop - start, counts["tokens"]
+            print(
+                f"{split:5}  {characters:>13,} characters  {counts['bytes']:>13,} bytes"
+                f"  {tokens:>13,} tokens  {characters / tokens:.2f} characters per token"
+            )
+        write_meta(meta, tokenizer, splits, source, sha256)
+    print(f"vocabulary of {tokenizer.vocab_size:,} ({tokenizer.spec()['kind']}); written to {folder}")
 
 
 def prepare(options):
@@ -194,27 +217,6 @@ def prepare(options):
         tokenizer = train_bpe(cut_between_words(text.pieces(start, stop)), options.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, parts, tokenizer, options.input or corpus.url or options.name, text.sha256)
-
-
-def write(folder, parts, tokenizer, source, sha256):
-    """Write both .bin files and meta.json; nothing takes its final name before everything has been encoded."""
-    splits = {}
-    with (
-        TokenWriter(folder / "train.bin", tokenizer.vocab_size) as train,
-        TokenWriter(folder / "val.bin", tokenizer.vocab_size) as val,
-    ):
-        for split, writer in (("train", train), ("val", val)):
-            text, start, stop = parts[split]
-            size = encode(text.pieces(start, stop), tokenizer, writer, stop - start)
-            splits[split] = {"tokens": writer.tokens, "bytes": size}
-            print(
-                f"{split:5}  {stop - start:>13,} characters  {size:>13,} bytes  {writer.tokens:>13,} tokens"
-                f"  {(stop - start) / writer.tokens:.2f} characters per token"
-            )
-        train.commit()
-        val.commit()
-        write_meta(folder / "meta.json", tokenizer, splits, source, sha256)
-    print(f"vocabulary of {tokenizer.vocab_size:,} ({tokenizer.spec()['kind']}); written to {folder}")
 
 
 def main(argv=None):

@@ -116,7 +116,10 @@ class TextStream:
 
 
 def read_start(start):
+    """The start's text, or the text of the file that it names. Raises DataError."""
     if not start.startswith("FILE:"):
+        if not start.isascii() and any("\ud800" <= c <= "\udfff" for c in start):  # bytes that the locale cannot decode
+            raise DataError("the start is not UTF-8; write it into a file and use --start=FILE:path")
         return start
     path = Path(start.removeprefix("FILE:"))
     try:
@@ -149,7 +152,8 @@ def sample(options):
     model = checkpoint.build_model(content).to(device).eval()
     if options.compile:
         model.compile(dynamic=True)  # the context grows with every token
-    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for float32 products
     print(f"{path}: step {content['step']:,}, validation loss {content['val_loss']:.4f}", file=sys.stderr)
 
     idx = torch.tensor(ids, dtype=torch.long, device=device).repeat(options.num_samples, 1)  # (B, T)

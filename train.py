@@ -11,7 +11,7 @@ import math
 import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -91,14 +91,14 @@ class TrainConfig:
 class Ranks:
     """This process among those that torchrun started; rank 0 of 1 without torchrun."""
 
-    rank: int
-    local_rank: int
-    world_size: int
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among those on this machine
+    local_world_size: int = 1
 
     @classmethod
     def from_environment(cls):
-        number = {name: int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-        return cls(number["RANK"], number["LOCAL_RANK"], number["WORLD_SIZE"] or 1)
+        return cls(**{f.name: int(os.environ.get(f.name.upper(), f.default)) for f in fields(cls)})
 
     def backend(self, name, device):
         """torch.distributed's backend: NCCL between CUDA devices, gloo elsewhere. Raises ConfigError."""
@@ -126,14 +126,11 @@ def learning_rate(step, options):
     """The learning rate of a step: linear warmup, cosine to min_lr (SGDR, 1608.03983), then min_lr."""
     if not options.decay_lr:
         return options.learning_rate
-    # 1) warmup; the first step already moves
-    if step < options.warmup_iters:
+    if step < options.warmup_iters:  # 1) warmup; the first step already moves
         return options.learning_rate * (step + 1) / (options.warmup_iters + 1)
-    # 2) after the decay
-    if step >= options.lr_decay_iters:
+    if step >= options.lr_decay_iters:  # 2) after the decay
         return options.min_lr
-    # 3) in between
-    progress = (step - options.warmup_iters) / (options.lr_decay_iters - options.warmup_iters)
+    progress = (step - options.warmup_iters) / (options.lr_decay_iters - options.warmup_iters)  # 3) in between
     return options.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (options.learning_rate - options.min_lr)
 
 
@@ -149,12 +146,11 @@ def make_optimizer(model, options, device):
 class Trainer:
     """One run: its parts, and its methods in the order in which the loop calls them."""
 
-    def __init__(self, model, options, dataset, ranks, device, log):
+    def __init__(self, model, options, dataset, ranks, device, dtype, log):
         self.options, self.dataset, self.ranks, self.device, self.log = options, dataset, ranks, device, log
         self.bare = model.to(device)  # what is saved and evaluated; self.model may be wrapped
         self.micro_steps, self.rows = ranks.share(options.gradient_accumulation_steps, options.batch_size)
         self.optimizer = make_optimizer(model, options, device)
-        dtype = pick_dtype(options.dtype, device)
         self.autocast = autocast(device, dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
@@ -175,13 +171,12 @@ class Trainer:
 
     def run(self):
         """Train to max_iters; evaluate and save every eval_interval steps and at the end."""
-        options = self.options
         while True:
-            due = self.step % options.eval_interval == 0 or self.step >= options.max_iters
-            resumed_here = 0 < self.first_step == self.step  # then latest.pt was written after this evaluation
-            if options.eval_only or (due and not resumed_here):
+            at_end = self.options.eval_only or self.step >= self.options.max_iters
+            resumed_here = 0 < self.first_step == self.step  # latest.pt was written after this evaluation
+            if self.options.eval_only or ((at_end or self.step % self.options.eval_interval == 0) and not resumed_here):
                 self.evaluate_and_save()
-            if options.eval_only or self.step >= options.max_iters:
+            if at_end:
                 break
             self.train_step()
 
@@ -202,8 +197,7 @@ class Trainer:
 
     def train_step(self):
         """One optimizer step over all micro-batches, and every log_interval steps its line in the log."""
-        options = self.options
-        lr = learning_rate(self.step, options)
+        lr = learning_rate(self.step, self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = torch.zeros((), device=self.device)  # mean over this rank's micro-batches
@@ -217,14 +211,14 @@ class Trainer:
                 self.scaler.scale(micro_loss).backward()
             loss += micro_loss.detach()
         grad_norm = None
-        if options.grad_clip > 0:
+        if self.options.grad_clip > 0:
             self.scaler.unscale_(self.optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), options.grad_clip)
+            grad_norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), self.options.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if (self.step - 1) % options.log_interval == 0:
+        if (self.step - 1) % self.options.log_interval == 0:
             self.log_step(loss, lr, grad_norm)
 
     def log_step(self, loss, lr, grad_norm):
@@ -236,7 +230,7 @@ class Trainer:
         self.demand_finite(loss, self.step - 1)
         tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / elapsed
         mfu = tokens_per_s * self.bare.flops_per_token() / self.peak_flops if self.peak_flops else None
-        norm = grad_norm.item() if grad_norm is not None else None
+        norm = None if grad_norm is None or not grad_norm.isfinite() else grad_norm.item()  # inf: fp16 overflowed
         self.log.step(self.step - 1, loss, lr, norm, 1000 * elapsed / steps, tokens_per_s, mfu)
         self.clock = (time.perf_counter(), self.step)
 
@@ -248,6 +242,7 @@ class Trainer:
             )
 
     def evaluate_and_save(self):
+        self.bare.eval()
         losses = self.evaluate()
         self.demand_finite(losses["val"], self.step)
         best = losses["val"] < self.best_val_loss
@@ -258,13 +253,13 @@ class Trainer:
             self.log.evaluation(self.step, losses, best, self.sample())
             if self.step == 0 and self.options.init_from == "scratch":
                 self.log.explain_first_loss(losses["val"], self.bare.config.vocab_size)
+        self.bare.train()
         self.clock = (time.perf_counter(), self.step)
 
     @torch.no_grad()
     def evaluate(self):
         """{"train": loss, "val": loss}: means over the same tokens every time, without dropout, divided among ranks."""
         shape, part = (self.options.batch_size, self.bare.config.block_size), (self.ranks.rank, self.ranks.world_size)
-        self.bare.eval()
         losses = {}
         for split in ("train", "val"):
             total = torch.zeros(2, dtype=torch.float64)  # loss summed over tokens, and their number
@@ -276,21 +271,17 @@ class Trainer:
                 total = total.to(self.device)
                 dist.all_reduce(total)
             losses[split] = (total[0] / total[1]).item()
-        self.bare.train()
         return losses
 
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
-        self.bare.eval()
         tokenizer = self.dataset.tokenizer
         idx = torch.tensor([[int(self.dataset.ids("val")[0])]], device=self.device)  # (1, 1)
         dice = torch.Generator(self.device).manual_seed(self.options.seed)
         # Eager, also where the model is compiled: each new length would be compiled anew.
         with self.autocast, torch.compiler.set_stance("force_eager"):
             tokens = generate(self.bare, idx, SAMPLE_TOKENS, tokenizer.vocab_size, temperature=0.8, generator=dice)
-            text = decode(tokenizer, torch.cat(list(tokens)).tolist())
-        self.bare.train()
-        return text
+            return decode(tokenizer, torch.cat(list(tokens)).tolist())
 
     def save(self, val_loss, best):
         """latest.pt, and best.pt before it: a crash between the two then leaves a pair that agrees on the best loss."""
@@ -315,8 +306,12 @@ class Trainer:
 
     def restore(self, content):
         """Go on where latest.pt was written."""
+        options_now = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        for group, now in zip(self.optimizer.param_groups, options_now, strict=True):
+            group.update(now)  # load_state_dict also brings back the old weight_decay, betas, fused
+        if content["scaler"]:  # empty where the run was not in float16
+            self.scaler.load_state_dict(content["scaler"])
         self.step = self.first_step = content["step"]
         self.best_val_loss = content["best_val_loss"]
         self.clock = (time.perf_counter(), self.step)
@@ -366,9 +361,9 @@ def train(given):
     ranks = Ranks.from_environment()
     model_config, options, content = resolve(given)
     ranks.share(options.gradient_accumulation_steps, options.batch_size)
-    device = pick_device(options.device, ranks.local_rank)
+    device = pick_device(options.device, ranks.local_rank, ranks.local_world_size)
     backend = ranks.backend(options.backend, device)
-    pick_dtype(options.dtype, device)
+    dtype = pick_dtype(options.dtype, device)
     dataset = Dataset(dataset_path(options.dataset))
     model = build_model(model_config, options, content, dataset.tokenizer)
     resume = options.init_from == "resume"
@@ -377,14 +372,14 @@ def train(given):
     if ranks.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
     log = RunLog(options, resume_step=content["step"] if resume else None, silent=ranks.rank > 0)
-    log.start(model, options, dataset, ranks.world_size, content)
-    torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for; no effect on CPU
+    log.start(model, dataset, ranks.world_size, content)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for float32 products
     if ranks.world_size > 1:
         dist.init_process_group(backend)
     try:
-        trainer = Trainer(model, options, dataset, ranks, device, log)
+        trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
         if resume:
             trainer.restore(content)
         trainer.run()

@@ -1,7 +1,6 @@
 """The built-in corpora: where each text comes from, and how it gets here whole."""
 
 import hashlib
-import os
 import time
 import urllib.error
 import urllib.request
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, replacing
 
 TIMEOUT = 30  # seconds without an answer or a byte
 ATTEMPTS = 4  # with 1, 2 and 4 seconds between them
@@ -47,7 +46,8 @@ def obtain(name, path):
     """Put the text of corpus `name` into the file `path`, unless a good copy is there. Raises DataError."""
     corpus = CORPORA[name]
     if corpus.url is None:
-        path.write_text(python_docs(), encoding="utf-8", newline="")
+        with replacing(path) as temporary:
+            temporary.write_text(python_docs(), encoding="utf-8", newline="")
     elif not (path.exists() and file_sha256(path) == corpus.sha256):
         download(corpus, path, f"python prepare.py {name} --input=FILE")
 
@@ -65,28 +65,22 @@ def file_sha256(path):
 
 
 def download(corpus, path, alternative):
-    """Fetch to a temporary file, compare the checksum, rename. Proxies are the environment's (https_proxy, ...)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    reason = None
-    try:
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(2 ** (attempt - 1))
-            try:
+    """Fetch, compare the checksum, and only then give the file its name. urllib heeds https_proxy and its like."""
+    for attempt in range(ATTEMPTS):
+        time.sleep(2 ** (attempt - 1) if attempt else 0)
+        try:
+            with replacing(path) as temporary:
                 fetch(corpus, temporary)
                 if (found := file_sha256(temporary)) != corpus.sha256:
                     raise DataError(f"the sha256 of what arrived is {found}, not {corpus.sha256}")
-                os.replace(temporary, path)
-                return
-            except (OSError, DataError) as error:  # URLError, timeouts and broken connections are OSErrors
-                reason = error
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    break  # a 404 stays one
-        raise DataError(
-            f"cannot download {corpus.url} ({reason}). Get that file another way and prepare it with: {alternative}"
-        )
-    finally:
-        temporary.unlink(missing_ok=True)
+            return
+        except (OSError, DataError) as error:  # URLError, timeouts and broken connections are OSErrors
+            reason = error
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                break  # a 404 stays one
+    raise DataError(
+        f"cannot download {corpus.url} ({reason}). Get that file another way and prepare it with: {alternative}"
+    )
 
 
 def fetch(corpus, path):

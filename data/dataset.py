@@ -5,7 +5,6 @@ The ids are uint16 (uint32 past 65,536), the layout of nanoGPT's files, so that 
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,29 +32,21 @@ def token_dtype(vocab_size):
 
 
 class TokenWriter:
-    """Writes one .bin under a temporary name; `commit` gives it its own. Use as a context manager."""
+    """Writes token ids to a .bin file as they come; `tokens` counts them. Use as a context manager."""
 
     def __init__(self, path, vocab_size):
-        self.path, self.dtype, self.tokens = Path(path), token_dtype(vocab_size), 0
-        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self.path, self.dtype, self.tokens = path, token_dtype(vocab_size), 0
 
     def __enter__(self):
-        self.file = open(self.temporary, "wb")
+        self.file = open(self.path, "wb")
         return self
 
     def write(self, ids):
         self.file.write(np.asarray(ids).astype(self.dtype).tobytes())
         self.tokens += len(ids)
 
-    def commit(self):
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.temporary, self.path)
-
     def __exit__(self, *_):
         self.file.close()
-        self.temporary.unlink(missing_ok=True)
 
 
 def write_meta(path, tokenizer, splits, source, sha256):
@@ -69,9 +60,7 @@ def write_meta(path, tokenizer, splits, source, sha256):
         "source": source,
         "sha256": sha256,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    Path(path).write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 class Dataset:

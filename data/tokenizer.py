@@ -64,7 +64,7 @@ class BPETokenizer:
 
 def code_points(text):
     """The text's Unicode code points, a uint32 array (characters,)."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
 def decode(tokenizer, ids):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import DataError
+from data import DataError, replacing
 from data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, token_dtype, write_meta
 from data.tokenizer import CharTokenizer
 
@@ -18,7 +18,6 @@ def make(folder, train, val, vocab_size=100):
     for split, ids in (("train", train), ("val", val)):
         with TokenWriter(folder / f"{split}.bin", vocab_size) as writer:
             writer.write(ids)
-            writer.commit()
     splits = {
         "train": {"tokens": len(train), "bytes": 2 * len(train)},
         "val": {"tokens": len(val), "bytes": 2 * len(val)},
@@ -89,16 +88,18 @@ def test_ids_beyond_16_bits_take_32(tmp_path):
     assert token_dtype(65_536) == np.uint16 and token_dtype(65_537) == np.uint32
     with TokenWriter(tmp_path / "x.bin", 70_000) as writer:
         writer.write([69_999, 1])
-        writer.commit()
     assert np.fromfile(tmp_path / "x.bin", dtype="<u4").tolist() == [69_999, 1]
 
 
-def test_an_abandoned_writer_leaves_the_old_file(tmp_path):
+def test_a_body_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"old")
-    with pytest.raises(KeyError), TokenWriter(tmp_path / "x.bin", 10) as writer:
-        writer.write([1, 2, 3])
+    with pytest.raises(KeyError), replacing(tmp_path / "x.bin") as temporary:
+        temporary.write_bytes(b"half of the new")
         raise KeyError
     assert (tmp_path / "x.bin").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+    with replacing(tmp_path / "x.bin") as temporary:
+        temporary.write_bytes(b"new")
+    assert (tmp_path / "x.bin").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_ids_beyond_the_vocabulary_are_found_before_training(dataset):

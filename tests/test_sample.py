@@ -162,6 +162,7 @@ def test_a_stop_text_in_the_command(trained, capsys):
     "argv, words",
     [
         (["--start=xyz"], "never saw in training.*'x' (U+0078), 'y' (U+0079), 'z' (U+007A).*It knows:"),
+        (["--start=a\udcc3"], "the start is not UTF-8"),
         (["--start="], "start= is empty"),
         (["--start=FILE:none.txt"], "cannot read none.txt"),
         (["--start=FILE:empty.txt"], "empty.txt is empty"),

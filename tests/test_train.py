@@ -72,6 +72,24 @@ def test_a_resume_that_has_nothing_left_to_do_changes_nothing(tiny, run):
     assert same(before, state("out"))
 
 
+def test_a_resume_takes_the_options_given_and_a_scaler_only_where_there_was_one(tiny, run, monkeypatch):
+    """torch's load_state_dict brings the old weight_decay and betas back, silently."""
+    train.main(run(max_iters=5, dtype="float16"))
+    seen = {}
+    real_step = Trainer.train_step
+
+    def spy(self):
+        seen["groups"] = [(g["weight_decay"], g["betas"]) for g in self.optimizer.param_groups]
+        real_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", spy)
+    train.main(
+        ["--init_from=resume", "--out_dir=out", "--max_iters=6", "--weight_decay=0.7", "--beta2=0.5", "--dtype=float32"]
+    )
+    assert seen["groups"] == [(0.7, (0.9, 0.5)), (0.0, (0.9, 0.5))]
+    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=7", "--dtype=float16"])
+
+
 def test_config_py_repeats_the_run(tiny, run):
     train.main(run(out_dir="first", dropout=0.2, seed=5))
     train.main(["first/config.py", "--out_dir=second"])
@@ -100,7 +118,7 @@ def test_accumulation_equals_one_large_batch(tiny, run):
         ]
         torch.manual_seed(0)
         model = GPT(ModelConfig(**{**vars(model_config), "vocab_size": dataset.tokenizer.vocab_size}))
-        trainer = Trainer(model, options, dataset, Ranks(0, 0, 1), torch.device("cpu"), log=SilentLog())
+        trainer = Trainer(model, options, dataset, Ranks(), torch.device("cpu"), torch.float32, SilentLog())
         trainer.optimizer.step = lambda model=model: gradients.append([p.grad.clone() for p in model.parameters()])
         trainer.train_step()
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
@@ -249,15 +267,15 @@ def test_vocabulary_padding_is_allowed_and_never_spoken(tiny, run):
 
 
 def test_the_ranks_share_a_step_evenly():
-    assert Ranks(0, 0, 1).share(40, 12) == (40, slice(None))
-    assert Ranks(1, 1, 4).share(40, 12) == (10, slice(None))
-    assert Ranks(1, 1, 3).share(1, 12) == (1, slice(1, None, 3))
+    assert Ranks().share(40, 12) == (40, slice(None))
+    assert Ranks(1, 4).share(40, 12) == (10, slice(None))
+    assert Ranks(1, 3).share(1, 12) == (1, slice(1, None, 3))
     for (accumulation, batch_size), words in {
         (3, 12): "gradient_accumulation_steps=3 cannot be divided among 2 .*=2 or --gradient_accumulation_steps=4",
         (1, 7): "batch_size=7 cannot be divided among 2 .*--batch_size=6 or --batch_size=8",
     }.items():
         with pytest.raises(ConfigError, match=words):
-            Ranks(0, 0, 2).share(accumulation, batch_size)
+            Ranks(0, 2).share(accumulation, batch_size)
 
 
 @pytest.mark.parametrize("accumulation", [4, 1])
@@ -270,7 +288,7 @@ def test_all_ranks_together_see_what_one_sees(tiny, run, accumulation):
             trainer.options, trainer.dataset, trainer.ranks = (
                 options,
                 Dataset("data/tiny"),
-                Ranks(rank, rank, world_size),
+                Ranks(rank, world_size),
             )
             trainer.bare = torch.nn.Module()
             trainer.bare.config, trainer.device = model_config, torch.device("cpu")
