@@ -38,7 +38,9 @@ def load(path, needed=TO_SPEAK):
     """One checkpoint's dictionary, with its path under "path", the tensors on the CPU. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise CheckpointError(
+            f"there is no checkpoint {path}. A run writes it: python train.py CONFIG --out_dir={path.parent}"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
@@ -73,6 +75,17 @@ def check_architecture(content, model_config, resume):
         )
 
 
+def check_tokenizer(content, spec, dataset):
+    """Raise CheckpointError where the data set speaks in other tokens than the weights were trained on."""
+    if content["tokenizer"] == spec:
+        return
+    theirs = content["train_config"]["dataset"]
+    advice = f"Prepare it with: python prepare.py {dataset} --input=FILE --tokenizer=data/{theirs}/meta.json"
+    if dataset == theirs:
+        advice = "It was prepared anew since; prepare it as it was"
+    raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
+
+
 def find(path):
     """`path` itself when it is a file; in a folder best.pt, else latest.pt. Raises CheckpointError."""
     path = Path(path)
@@ -85,7 +98,8 @@ def find(path):
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise CheckpointError(f"there is no checkpoint in {path}: train one with python train.py CONFIG --out_dir={path}")
+    folder = path.parent if path.suffix == ".pt" else path
+    raise CheckpointError(f"there is no checkpoint {path}. A run writes one: python train.py CONFIG --out_dir={folder}")
 
 
 def build_model(content, **changes):

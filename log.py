@@ -79,16 +79,20 @@ class RunLog:
                 f"note: lr_decay_iters={options.lr_decay_iters} is beyond max_iters={options.max_iters}: "
                 "the learning rate will not come down to min_lr"
             )
+        if options.decay_lr and options.min_lr > options.learning_rate:
+            self.say(
+                f"note: min_lr={options.min_lr} is above learning_rate={options.learning_rate}: the rate will rise"
+            )
         if self.folder:
-            (self.folder / "config.py").write_text(to_source(model.config, options), encoding="utf-8")
+            with replacing(self.folder / "config.py") as temporary:
+                temporary.write_text(to_source(model.config, options), encoding="utf-8")
 
-    def say(self, text):
+    def say(self, text, to_console=True):
+        """A line for the console, above the bar where there is one, and for training.log."""
         if self.silent:
             return
-        if self.bar is None:
-            print(text, flush=True)
-        else:
-            self.bar.write(text)
+        if to_console:
+            print(text, flush=True) if self.bar is None else self.bar.write(text)
         if self.log_file:
             self.log_file.write(text + "\n")
 
@@ -104,12 +108,12 @@ class RunLog:
         values |= {"step_ms": step_ms, "tokens_per_s": tokens_per_s, "mfu": mfu}
         self.metrics(**{name: value for name, value in values.items() if value is not None})
         speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
+        left = timedelta(seconds=round((self.options.max_iters - step - 1) * step_ms / 1000))
+        line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, {left} left"
+        self.say(line, to_console=self.bar is None)
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {speed}", refresh=False)
             self.bar.update(step + 1 - self.bar.n)
-        else:
-            left = timedelta(seconds=round((self.options.max_iters - step - 1) * step_ms / 1000))
-            self.say(f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, {left} left")
 
     def evaluation(self, step, losses, best, text):
         self.metrics(step=step, train_loss=losses["train"], val_loss=losses["val"])
@@ -117,7 +121,10 @@ class RunLog:
         self.say(f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}")
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:
-            plot_losses(read_metrics(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+            try:
+                plot_losses(read_metrics(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+            except OSError as error:  # Windows locks a picture that somebody looks at
+                self.say(f"loss.png could not be drawn: {error}")
 
     def explain_first_loss(self, loss, vocab_size):
         self.say(
@@ -142,7 +149,10 @@ def open_wandb(options):
         raise ConfigError(
             "wandb_log=True needs the package wandb: python -m pip install wandb, or --wandb_log=False"
         ) from None
-    return wandb.init(project=options.wandb_project, name=options.wandb_run_name, config=vars(options))
+    try:
+        return wandb.init(project=options.wandb_project, name=options.wandb_run_name, config=vars(options))
+    except Exception as error:  # no login, no network: wandb's own kinds
+        raise ConfigError(f"wandb does not start ({error}); try wandb login, or --wandb_log=False") from error
 
 
 def read_metrics(path):
@@ -176,7 +186,7 @@ def plot_losses(metrics, path):
     axes.set(
         xlabel="step",
         ylabel="loss (nats per token)",
-        title=f"validation loss {best['val_loss']:.4f} at step {best['step']:,}",
+        title=f"best validation loss {best['val_loss']:.4f}, at step {best['step']:,}",
     )
     axes.grid(alpha=0.3)
     axes.legend()

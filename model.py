@@ -1,13 +1,16 @@
 """GPT-2, from the leaves to the root: configuration, attention, MLP, block, model; then the device it runs on.
 
-Every choice of architecture is made where a module is constructed, so forward has no branches to follow.
+Each part of the architecture is chosen at one place, where it is constructed: the norm in make_norm, the feed-forward
+part in MLP, the positions in GPT. So forward has no branches to follow.
 
 Shapes: B batch, T tokens of context, C channels (n_embd), V vocabulary, nh heads, hs head size (C / nh).
 Sources: GPT-2, "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019);
 attention, "Attention Is All You Need" (1706.03762); GELU (1606.08415); tied embeddings (1608.05859).
 """
 
+import contextlib
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -57,6 +60,10 @@ class ModelConfig:
             raise ValueError("\n".join(problems))
 
 
+def make_norm(config):
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
 class Attention(nn.Module):
     """Causal self-attention over all heads at once. (B, T, C) -> (B, T, C)."""
 
@@ -102,9 +109,9 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = make_norm(config)
         self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
     def forward(self, x):
@@ -132,7 +139,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # tied: one matrix reads tokens and scores them
         self.init_weights()
@@ -241,18 +248,30 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def compile_model(model, idx, targets):
-    """Compile the model in place, so that no wrapper changes its parameters' names, and try it on one batch.
+@contextlib.contextmanager
+def out_of_memory_advice(advice):
+    """Turns running out of memory, on a GPU or the CPU, into a DeviceError that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not full:
+            raise
+        raise DeviceError(
+            f"out of memory: {advice}. The first line of torch's report: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def compile_model(model, trial):
+    """Compile the model in place, so that no wrapper changes its parameters' names, and run `trial()` to see it work.
 
     Returns None, or where compilation fails the reason in one line; the model then runs uncompiled.
     """
     model.compile()
     try:
-        with torch.random.fork_rng(
-            [idx.device] if idx.is_cuda else []
-        ):  # the trial's dropout must not move the generator of the real run
-            model(idx, targets)[1].backward()
-        return None
+        trial()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # torch, Triton and the C compiler each raise their own kinds
         model._compiled_call_impl = None  # what Module.compile() sets; torch has no public way back
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -260,11 +279,20 @@ def compile_model(model, idx, targets):
         model.zero_grad(set_to_none=True)
 
 
-# Dense bf16 (V100, T4: fp16) tensor peaks in FLOP/s without sparsity, from NVIDIA's data sheets. First match wins.
+# Dense tensor peaks in FLOP/s, bf16 where there is bf16, from NVIDIA's data sheets; the keys are found in device names.
 PEAK_FLOPS = {
-    "H100 PCIe": 756e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "A10": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12,
-}  # fmt: skip
+    r"H200$": 989e12,
+    r"H100 80GB HBM3": 989e12,
+    r"H100 PCIe": 756e12,
+    r"A100[- ]": 312e12,
+    r"L40S$": 362e12,
+    r"\bL4$": 121e12,
+    r"A10$": 125e12,
+    r"RTX 4090$": 165e12,
+    r"RTX 3090$": 71e12,
+    r"V100-SXM2": 125e12,
+    r"\bT4$": 65e12,
+}
 
 
 def peak_flops(device, dtype):
@@ -272,4 +300,4 @@ def peak_flops(device, dtype):
     if device.type != "cuda" or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(key, name)), None)

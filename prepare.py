@@ -26,7 +26,9 @@ PIECE = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    name: Annotated[str, "data set to write, a folder in data/; built in: " + ", ".join(CORPORA)] = "python_docs"
+    name: Annotated[
+        str | None, "data set to write, a folder in data/; None: python_docs. Built in: " + ", ".join(CORPORA)
+    ] = None
     input: Annotated[str | None, "your own UTF-8 text: a file, or a folder whose files are all read, in name order"] = (
         None
     )
@@ -40,7 +42,9 @@ class PrepareConfig:
 
     def __post_init__(self):
         problems = []
-        if self.name not in CORPORA and self.input is None:
+        if self.name is None and self.input is not None:
+            problems.append(f"a text of your own needs a name: python prepare.py NAME --input={self.input}")
+        if self.name not in (None, *CORPORA) and self.input is None:
             problems.append(
                 f"name={self.name} is not built in ({', '.join(CORPORA)}). "
                 f"For a text of your own: python prepare.py {self.name} --input=FILE_OR_FOLDER"
@@ -59,7 +63,8 @@ def find_files(path):
     """The file itself, or every file in the folder and below in name order, hidden ones left out. Raises DataError."""
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = sorted(path.rglob("*"))
+        files = [f for f in files if f.is_file() and not any(p.startswith(".") for p in f.relative_to(path).parts)]
         if not files:
             raise DataError(f"the folder {path} has no files")
         return files
@@ -191,14 +196,15 @@ def write(folder, parts, tokenizer, source, sha256):
 
 def prepare(options):
     """Write the data set that the options describe and print what is in it. Raises DataError."""
-    folder = dataset_path(options.name)
-    corpus = CORPORA.get(options.name)
+    name = options.name or "python_docs"
+    folder = dataset_path(name)
+    corpus = CORPORA.get(name)
     choice = options.tokenizer or (corpus.tokenizer if corpus else "char")
     tokenizer = ready_tokenizer(choice)
     separator = (tokenizer or {"char": CharTokenizer, "bpe": BPETokenizer}[choice]).separator
     if options.input is None:
         folder.mkdir(parents=True, exist_ok=True)
-        obtain(options.name, folder / "input.txt")
+        obtain(name, folder / "input.txt")
     text = Text(find_files(options.input or folder / "input.txt"), separator)
     if options.val_input is None:
         # nanoGPT's split, counted in characters: the first 90% train
@@ -216,7 +222,7 @@ def prepare(options):
         _, start, stop = parts["train"]
         tokenizer = train_bpe(cut_between_words(text.pieces(start, stop)), options.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder, parts, tokenizer, options.input or corpus.url or options.name, text.sha256)
+    write(folder, parts, tokenizer, options.input or corpus.url or name, text.sha256)
 
 
 def main(argv=None):

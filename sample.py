@@ -3,7 +3,7 @@
     python sample.py --out_dir=out-shakespeare-char --start="ROMEO:"
     python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt --num_samples=1
 
-The tokenizer comes out of the checkpoint, so that nothing else is needed beside it.
+The tokenizer comes out of the checkpoint, so that nothing else is needed beside it (GPT-2's is tiktoken's to fetch).
 """
 
 import codecs
@@ -19,7 +19,7 @@ import config
 from checkpoint import CheckpointError
 from data import DataError
 from data.tokenizer import load_tokenizer
-from model import DeviceError, autocast, pick_device, pick_dtype
+from model import DeviceError, autocast, compile_model, out_of_memory_advice, pick_device, pick_dtype
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,13 @@ def sample(options):
     ids = encode_start(tokenizer, start)
     device = pick_device(options.device)
     model = checkpoint.build_model(content).to(device).eval()
-    if options.compile:
-        model.compile(dynamic=True)  # the context grows with every token
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for float32 products
     print(f"{path}: step {content['step']:,}, validation loss {content['val_loss']:.4f}", file=sys.stderr)
 
     idx = torch.tensor(ids, dtype=torch.long, device=device).repeat(options.num_samples, 1)  # (B, T)
+    if options.compile and (failure := compile_model(model, lambda: model(idx[:, :1]))):
+        print(f"torch.compile failed, so the model runs uncompiled: {failure}", file=sys.stderr)
     streams = [TextStream(tokenizer, options.stop) for _ in range(options.num_samples)]
     texts = ["" for _ in streams]
     print(start, end="", flush=True)
@@ -187,7 +187,8 @@ def sample(options):
 def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError):
         (options,) = config.Options(argv, SampleConfig, description=__doc__).build()
-        sample(options)
+        with out_of_memory_advice(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
+            sample(options)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ Options come from the defaults below, then config files in the order given, then
 """
 
 import math
-import os
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,8 +25,20 @@ from config import ConfigError
 from data import DataError
 from data.dataset import Dataset, dataset_path
 from data.tokenizer import decode
+from distributed import Ranks
 from log import RunLog
-from model import GPT, IGNORE, DeviceError, ModelConfig, autocast, compile_model, peak_flops, pick_device, pick_dtype
+from model import (
+    GPT,
+    IGNORE,
+    DeviceError,
+    ModelConfig,
+    autocast,
+    compile_model,
+    out_of_memory_advice,
+    peak_flops,
+    pick_device,
+    pick_dtype,
+)
 from sample import generate
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
@@ -44,7 +55,7 @@ class TrainConfig:
     out_dir: Annotated[str, "folder for checkpoints, logs and the loss curve"] = "out"
     eval_interval: Annotated[int, "steps between evaluations; each one saves latest.pt"] = 2000
     log_interval: Annotated[int, "steps between logged training losses"] = 1
-    eval_iters: Annotated[int, "batches in an evaluation, evenly spaced over the split; 0: the whole split"] = 200
+    eval_iters: Annotated[int, "batches in an evaluation, evenly spaced over a split; 0: both splits whole"] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"] = True
     init_from: Annotated[str, "scratch; resume: go on in out_dir; or a checkpoint or its folder to fine-tune"] = (
@@ -78,6 +89,8 @@ class TrainConfig:
         lowest |= dict.fromkeys(("learning_rate", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2"), 0)
         problems = [f"{k}={vars(self)[k]} must be at least {low}" for k, low in lowest.items() if vars(self)[k] < low]
         problems += [f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1]
+        if self.seed >= 2**63:
+            problems.append(f"seed={self.seed} must be below 2**63")
         if not self.out_dir:
             problems.append("out_dir= is empty")
         if problems:
@@ -85,41 +98,6 @@ class TrainConfig:
 
     def tokens_per_step(self, block_size):
         return self.gradient_accumulation_steps * self.batch_size * block_size
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that torchrun started; rank 0 of 1 without torchrun."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0  # among those on this machine
-    local_world_size: int = 1
-
-    @classmethod
-    def from_environment(cls):
-        return cls(**{f.name: int(os.environ.get(f.name.upper(), f.default)) for f in fields(cls)})
-
-    def backend(self, name, device):
-        """torch.distributed's backend: NCCL between CUDA devices, gloo elsewhere. Raises ConfigError."""
-        if self.world_size > 1 and name == "nccl" and device.type != "cuda":
-            raise ConfigError(f"backend=nccl connects CUDA devices, and this run is on {device}; use --backend=auto")
-        return name if name != "auto" else "nccl" if device.type == "cuda" else "gloo"
-
-    def share(self, accumulation, batch_size):
-        """This rank's part of a step: (micro-batches, rows of each as a slice).
-
-        The ranks divide the micro-batches among them; where there is a single one, they divide its rows. Either way
-        all ranks together see what one process would have seen. Raises ConfigError when it does not come out even.
-        """
-        if accumulation % self.world_size == 0:
-            return accumulation // self.world_size, slice(None)
-        name, value = ("batch_size", batch_size) if accumulation == 1 else ("gradient_accumulation_steps", accumulation)
-        if accumulation == 1 and batch_size % self.world_size == 0:
-            return 1, slice(self.rank, None, self.world_size)
-        below = value - value % self.world_size
-        nearest = " or ".join(f"--{name}={n}" for n in (below, below + self.world_size) if n > 0)
-        raise ConfigError(f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}")
 
 
 def learning_rate(step, options):
@@ -154,46 +132,57 @@ class Trainer:
         self.autocast = autocast(device, dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
-        self.step = self.first_step = 0
+        self.step, self.resumed_at = 0, None
         self.best_val_loss = math.inf
-        self.clock = (time.perf_counter(), 0)  # when and at which step the measured stretch began
-        torch.manual_seed(options.seed + ranks.rank)  # dropout differs between ranks
-        log.say(f"device {device}, {str(dtype).removeprefix('torch.')}")
-        if options.compile is True or (options.compile == "auto" and device.type == "cuda"):
-            log.say("compiling the model, which takes a minute ...")
-            with self.autocast:
-                failure = compile_model(self.bare, *self.batch(0))
-            if failure:
-                log.say(f"torch.compile failed, so the model runs uncompiled: {failure}")
         self.model = self.bare
         if ranks.world_size > 1:
             self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        log.say(f"device {device}, {str(dtype).removeprefix('torch.')}")
+        if options.compile is True or (options.compile == "auto" and device.type == "cuda"):
+            log.say("compiling the model, which takes a minute ...")
+            failure = compile_model(self.bare, lambda: self.backward(*self.batch(0)))
+            if failure:
+                log.say(f"torch.compile failed, so the model runs uncompiled: {failure}")
+        torch.manual_seed(options.seed + ranks.rank)  # dropout differs between ranks
 
     def run(self):
         """Train to max_iters; evaluate and save every eval_interval steps and at the end."""
+        options = self.options
+        self.restart_clock()
         while True:
-            at_end = self.options.eval_only or self.step >= self.options.max_iters
-            resumed_here = 0 < self.first_step == self.step  # latest.pt was written after this evaluation
-            if self.options.eval_only or ((at_end or self.step % self.options.eval_interval == 0) and not resumed_here):
+            last = options.eval_only or self.step >= options.max_iters
+            due = last or self.step % options.eval_interval == 0
+            if options.eval_only or (due and self.step != self.resumed_at):  # where it was saved it was also evaluated
                 self.evaluate_and_save()
-            if at_end:
+            if last:
                 break
             self.train_step()
+
+    def restart_clock(self):
+        """Speed is measured from here on."""
+        self.clock_start, self.clock_step = time.perf_counter(), self.step
 
     def batch(self, micro_step):
         """This rank's x and y, int64 (rows, T), on the device: a function of the seed and the step's number alone."""
         options = self.options
         index = self.step * self.micro_steps + micro_step
-        if self.rows == slice(None):
+        if self.rows is None:  # each rank has micro-batches of its own
             index = index * self.ranks.world_size + self.ranks.rank
         pair = self.dataset.batch("train", index, options.batch_size, self.bare.config.block_size, options.seed)
-        return [self.to_device(array[self.rows]) for array in pair]
+        return [self.to_device(array if self.rows is None else array[self.rows]) for array in pair]
 
     def to_device(self, array):
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":  # from pinned memory the copy runs beside the computation
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+    def backward(self, x, y):
+        """Add one micro-batch's part to the gradients. Returns its part of the mean loss."""
+        with self.autocast:
+            loss = self.model(x, y)[1] / self.micro_steps
+        self.scaler.scale(loss).backward()
+        return loss.detach()
 
     def train_step(self):
         """One optimizer step over all micro-batches, and every log_interval steps its line in the log."""
@@ -202,14 +191,10 @@ class Trainer:
             group["lr"] = lr
         loss = torch.zeros((), device=self.device)  # mean over this rank's micro-batches
         for micro_step in range(self.micro_steps):
-            x, y = self.batch(micro_step)
             # Gradients travel between ranks once per step, with the last micro-batch.
-            alone = self.model is self.bare or micro_step == self.micro_steps - 1
-            with nullcontext() if alone else self.model.no_sync():
-                with self.autocast:
-                    micro_loss = self.model(x, y)[1] / self.micro_steps
-                self.scaler.scale(micro_loss).backward()
-            loss += micro_loss.detach()
+            silent = self.ranks.world_size > 1 and micro_step < self.micro_steps - 1
+            with self.model.no_sync() if silent else nullcontext():
+                loss += self.backward(*self.batch(micro_step))
         grad_norm = None
         if self.options.grad_clip > 0:
             self.scaler.unscale_(self.optimizer)
@@ -226,13 +211,13 @@ class Trainer:
         if self.ranks.world_size > 1:
             dist.all_reduce(loss)
         loss = loss.item() / self.ranks.world_size  # .item() waits for the device, so that the clock can be read
-        elapsed, steps = time.perf_counter() - self.clock[0], self.step - self.clock[1]
+        seconds, steps = time.perf_counter() - self.clock_start, self.step - self.clock_step
         self.demand_finite(loss, self.step - 1)
-        tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / elapsed
+        tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / seconds
         mfu = tokens_per_s * self.bare.flops_per_token() / self.peak_flops if self.peak_flops else None
         norm = None if grad_norm is None or not grad_norm.isfinite() else grad_norm.item()  # inf: fp16 overflowed
-        self.log.step(self.step - 1, loss, lr, norm, 1000 * elapsed / steps, tokens_per_s, mfu)
-        self.clock = (time.perf_counter(), self.step)
+        self.log.step(self.step - 1, loss, lr, norm, 1000 * seconds / steps, tokens_per_s, mfu)
+        self.restart_clock()
 
     def demand_finite(self, loss, step):
         if not math.isfinite(loss):
@@ -254,7 +239,7 @@ class Trainer:
             if self.step == 0 and self.options.init_from == "scratch":
                 self.log.explain_first_loss(losses["val"], self.bare.config.vocab_size)
         self.bare.train()
-        self.clock = (time.perf_counter(), self.step)
+        self.restart_clock()
 
     @torch.no_grad()
     def evaluate(self):
@@ -284,10 +269,11 @@ class Trainer:
             return decode(tokenizer, torch.cat(list(tokens)).tolist())
 
     def save(self, val_loss, best):
-        """latest.pt, and best.pt before it: a crash between the two then leaves a pair that agrees on the best loss."""
-        generators = [checkpoint.generator_states(self.device)] * self.ranks.world_size
+        """best.pt if it is better, then latest.pt; in the other order a crash between would lose the best model."""
+        mine = checkpoint.generator_states(self.device)
+        generators = [mine] * self.ranks.world_size
         if self.ranks.world_size > 1:
-            dist.all_gather_object(generators, generators[0])
+            dist.all_gather_object(generators, mine)
         if self.ranks.rank > 0:
             return
         content = {
@@ -312,9 +298,11 @@ class Trainer:
             group.update(now)  # load_state_dict also brings back the old weight_decay, betas, fused
         if content["scaler"]:  # empty where the run was not in float16
             self.scaler.load_state_dict(content["scaler"])
-        self.step = self.first_step = content["step"]
+        self.step = self.resumed_at = content["step"]
         self.best_val_loss = content["best_val_loss"]
-        self.clock = (time.perf_counter(), self.step)
+        best = Path(self.options.out_dir) / "best.pt"
+        if best.exists():  # newer than latest.pt where the run died between the two
+            self.best_val_loss = min(self.best_val_loss, checkpoint.load(best)["val_loss"])
         generators = content["generators"]
         checkpoint.set_generator_states(generators[self.ranks.rank % len(generators)], self.device)
         if len(generators) != self.ranks.world_size:
@@ -326,40 +314,43 @@ def resolve(given):
 
     Resuming, the checkpoint's options stand where nothing else was given; fine-tuning, its architecture alone.
     """
-    model_config, options = given.build()
-    if options.init_from == "scratch":
-        return model_config, options, None
-    if options.init_from == "resume":
-        content = checkpoint.load(Path(options.out_dir) / "latest.pt", checkpoint.TO_RESUME)
-        model_config, options = given.build({**content["train_config"], **content["model_config"]})
+    init_from = given.values.get("init_from", TrainConfig.init_from)
+    if init_from == "scratch" or given.problems:
+        return *given.build(), None
+    if init_from == "resume":
+        out_dir = given.values.get("out_dir", TrainConfig.out_dir)
+        content = checkpoint.load(Path(out_dir) / "latest.pt", checkpoint.TO_RESUME)
+        base = {**content["train_config"], **content["model_config"], "out_dir": out_dir}
     else:
-        content = checkpoint.load(checkpoint.find(options.init_from))
-        model_config, options = given.build(content["model_config"])
-    checkpoint.check_architecture(content, model_config, options.init_from == "resume")
+        content = checkpoint.load(checkpoint.find(init_from))
+        base = content["model_config"]
+    model_config, options = given.build(base)
+    checkpoint.check_architecture(content, model_config, init_from == "resume")
     return model_config, options, content
 
 
 def build_model(model_config, options, content, tokenizer):
-    """The model: drawn from the seed, or with the weights of the checkpoint. Raises ConfigError."""
+    """The model: drawn from the seed, or with the checkpoint's weights. Raises ConfigError, CheckpointError."""
     if content is None:
         V = model_config.vocab_size or tokenizer.vocab_size
         if tokenizer.vocab_size > V:
             raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
         torch.manual_seed(options.seed)  # the same weights on every rank
         return GPT(replace(model_config, vocab_size=V))
-    if content["tokenizer"] != tokenizer.spec():
-        theirs = content["train_config"]["dataset"]
-        raise ConfigError(
-            f"data/{options.dataset} has another vocabulary than the checkpoint. Prepare it with the checkpoint's own: "
-            f"python prepare.py {options.dataset} --input=FILE --tokenizer=data/{theirs}/meta.json"
-        )
+    checkpoint.check_tokenizer(content, tokenizer.spec(), options.dataset)
     return checkpoint.build_model(content, dropout=model_config.dropout, block_size=model_config.block_size)
 
 
-def train(given):
+def memory_advice(options):
+    if options.batch_size == 1:
+        return "try a shorter --block_size, or a smaller model"
+    batch_size, accumulation = options.batch_size // 2, options.gradient_accumulation_steps * 2
+    return f"the same step takes half with --batch_size={batch_size} --gradient_accumulation_steps={accumulation}"
+
+
+def train(model_config, options, content):
     """From options to a trained model in out_dir. What can be wrong is looked at before anything is written."""
     ranks = Ranks.from_environment()
-    model_config, options, content = resolve(given)
     ranks.share(options.gradient_accumulation_steps, options.batch_size)
     device = pick_device(options.device, ranks.local_rank, ranks.local_world_size)
     backend = ranks.backend(options.backend, device)
@@ -376,24 +367,28 @@ def train(given):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for float32 products
-    if ranks.world_size > 1:
+    if backend:
         dist.init_process_group(backend)
     try:
         trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
         if resume:
             trainer.restore(content)
+        if content:
+            content.clear()  # gigabytes, for a large model
         trainer.run()
-        if ranks.world_size > 1:
+        if backend:
             dist.barrier()  # a rank that left while another still saves would break its connections
     finally:
         log.close()
-        if dist.is_initialized():
+        if backend:
             dist.destroy_process_group()
 
 
 def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError, TrainingError):
-        train(config.Options(argv, ModelConfig, TrainConfig, description=__doc__))
+        model_config, options, content = resolve(config.Options(argv, ModelConfig, TrainConfig, description=__doc__))
+        with out_of_memory_advice(memory_advice(options)):
+            train(model_config, options, content)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,11 @@ def command(*errors):
         yield
     except BrokenPipeError:  # the reader of our output has gone, as in `python sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(141)  # as a shell has it for SIGPIPE
     except (ConfigError, OSError, *errors) as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank makes the same mistake: say it once
+        if (
+            os.environ.get("LOCAL_RANK", "0") == "0"
+        ):  # torchrun's processes make the same mistake: say it once a machine
             where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
             message = f"{error.strerror}{where}" if isinstance(error, OSError) and error.strerror else error
             print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
@@ -62,43 +64,72 @@ def describe(kind):
     return names.get(kind) or " or ".join(describe(part) for part in typing.get_args(kind))
 
 
+def to_none(value):
+    if value is None or value in ("None", "none"):
+        return None
+    raise ValueError
+
+
+def to_bool(value):
+    texts = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in texts:
+        return texts[value.strip().lower()]
+    raise ValueError
+
+
+def to_number(value, kind):
+    """An int or a finite float; 1 is a float, 1e3 an int, True neither."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    if kind is int and not isinstance(value, float):
+        with contextlib.suppress(ValueError):
+            return int(value)  # digits, however many; 1e3 comes next
+    try:
+        number = float(value)
+    except OverflowError:  # an int of more than 308 digits
+        raise ValueError from None
+    if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        raise ValueError
+    return kind(number)
+
+
+def to_text(value):
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    raise ValueError
+
+
+def to_texts(value):
+    items = [value] if isinstance(value, str) else value
+    if isinstance(items, list | tuple):
+        return tuple(map(to_text, items))
+    raise ValueError
+
+
+def to_one_of(value, parts):
+    for part in parts:
+        with contextlib.suppress(ValueError):
+            return convert(value, part)
+    raise ValueError
+
+
 def convert(value, kind):
-    """value as `kind`, or ValueError. Text, as typed on the command line, is parsed; 1 is a float, 1e3 an int."""
-    text = value.strip() if isinstance(value, str) else None
-    parts = typing.get_args(kind)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        for part in parts:
-            with contextlib.suppress(ValueError):
-                return convert(value, part)
-    elif typing.get_origin(kind) is typing.Literal:
-        if value in parts and not isinstance(value, bool):
-            return value
-    elif typing.get_origin(kind) is tuple:
-        items = (value,) if isinstance(value, str) else value
-        if isinstance(items, list | tuple) and all(isinstance(item, str) for item in items):
-            return tuple(items)
-    elif kind is types.NoneType:
-        if value is None or text in ("None", "none"):
-            return None
-    elif kind is bool:
-        if isinstance(value, bool):
-            return value
-        if text is not None and text.lower() in ("true", "1", "false", "0"):
-            return text.lower() in ("true", "1")
-    elif kind is str:
-        if isinstance(value, str | os.PathLike):
-            return os.fspath(value)
-    elif not isinstance(value, bool):  # int and float; True is no number
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            if kind is int:
-                with contextlib.suppress(ValueError):
-                    if not isinstance(value, float):
-                        return int(value)
-                if float(value).is_integer():
-                    return int(float(value))
-            elif math.isfinite(float(value)):
-                return float(value)
-    raise ValueError(f"expects {describe(kind)}")
+    """value as `kind`: a Python value from a config file, or a text from the command line. Raises ValueError."""
+    parts, origin = typing.get_args(kind), typing.get_origin(kind)
+    try:
+        if origin in (typing.Union, types.UnionType):
+            return to_one_of(value, parts)
+        if origin is typing.Literal:
+            return parts[parts.index(value)]
+        if origin is tuple:
+            return to_texts(value)
+        if kind in (int, float):
+            return to_number(value, kind)
+        return {types.NoneType: to_none, bool: to_bool, str: to_text}[kind](value)
+    except ValueError:
+        raise ValueError(f"expects {describe(kind)}") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -124,7 +155,9 @@ class Options:
         if positional and len(bare) > 1:
             self.problems.append(f"{' '.join(bare)}: one {positional} is expected")
         for text in bare:
-            if positional:
+            if text.startswith("--"):  # argparse takes an unknown option with a blank in its value for no option
+                self.unknown(text.split("=")[0].lstrip("-"), text, "--")
+            elif positional:
                 self.set(positional, text, text)
             else:
                 self.run_file(text)

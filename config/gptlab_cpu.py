@@ -21,5 +21,5 @@ grad_clip = 0.0
 max_iters = 5000
 
 eval_interval = 500
-eval_iters = 0
+eval_iters = 200
 log_interval = 100

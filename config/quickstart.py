@@ -12,8 +12,8 @@ n_head = 4
 n_embd = 128
 
 learning_rate = 4e-3  # so small a model bears much
-max_iters = 2000
-lr_decay_iters = 2000
+max_iters = 2500
+lr_decay_iters = 2500
 min_lr = 4e-4
 beta2 = 0.99
 warmup_iters = 100

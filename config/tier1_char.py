@@ -20,5 +20,5 @@ beta2 = 0.99
 warmup_iters = 100
 
 eval_interval = 500
-eval_iters = 0
+eval_iters = 200
 log_interval = 100

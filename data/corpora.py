@@ -1,6 +1,8 @@
 """The built-in corpora: where each text comes from, and how it gets here whole."""
 
 import hashlib
+import http.client
+import re
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +18,6 @@ ATTEMPTS = 4  # with 1, 2 and 4 seconds between them
 
 @dataclass(frozen=True)
 class Corpus:
-    about: str
     tokenizer: str
     url: str | None = None  # None: made on this machine
     sha256: str | None = None
@@ -29,11 +30,10 @@ SHAKESPEARE = {
     "size": 1_115_394,
 }
 CORPORA = {
-    "python_docs": Corpus("the language reference inside Python's own help()", "char"),
-    "shakespeare_char": Corpus("Tiny Shakespeare, by characters", "char", **SHAKESPEARE),
-    "shakespeare": Corpus("Tiny Shakespeare, in GPT-2's tokens", "gpt2", **SHAKESPEARE),
+    "python_docs": Corpus("char"),
+    "shakespeare_char": Corpus("char", **SHAKESPEARE),
+    "shakespeare": Corpus("gpt2", **SHAKESPEARE),
     "machado_char": Corpus(
-        "short stories by Machado de Assis, by characters",
         "char",
         url="https://raw.githubusercontent.com/wmelo52/GPTLab/master/corpus/machado_de_assis_conto.txt",
         sha256="f7eaaccb575b68bdd7995bd688a4c52deb7f611678a429ec9ffcf2a2b4940720",
@@ -53,10 +53,16 @@ def obtain(name, path):
 
 
 def python_docs():
-    """The topics of help(): about 465,000 characters of English on Python; each Python version has its own text."""
-    from pydoc_data.topics import topics
+    """The topics of help() without their tables: some 430,000 characters of English on Python, and of Python.
 
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    Each version of Python has its own text. The tables are left out: a small model would rather draw boxes than write.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise DataError(f"this Python comes without its help texts ({error}); use a text of your own") from error
+    lines = "\n\n".join(topics[name] for name in sorted(topics)).splitlines(keepends=True)
+    return "".join(line for line in lines if not re.fullmatch(r"\s*(\+[-=+]+\+|\|.*\|)\s*", line))
 
 
 def file_sha256(path):
@@ -74,9 +80,9 @@ def download(corpus, path, alternative):
                 if (found := file_sha256(temporary)) != corpus.sha256:
                     raise DataError(f"the sha256 of what arrived is {found}, not {corpus.sha256}")
             return
-        except (OSError, DataError) as error:  # URLError, timeouts and broken connections are OSErrors
+        except (OSError, http.client.HTTPException, DataError) as error:  # URLError and timeouts are OSErrors
             reason = error
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
                 break  # a 404 stays one
     raise DataError(
         f"cannot download {corpus.url} ({reason}). Get that file another way and prepare it with: {alternative}"
@@ -84,7 +90,7 @@ def download(corpus, path, alternative):
 
 
 def fetch(corpus, path):
-    """One attempt. Raises OSError, as urllib's errors are, or DataError when fewer bytes came than promised."""
+    """One attempt. Raises OSError, HTTPException, or DataError when fewer bytes came than promised."""
     with urllib.request.urlopen(corpus.url, timeout=TIMEOUT) as response, open(path, "wb") as file:
         total = int(response.headers.get("Content-Length") or corpus.size)
         with tqdm(total=total, unit="B", unit_scale=True, desc="download", leave=False, disable=None) as bar:

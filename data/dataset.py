@@ -1,6 +1,6 @@
 """data/NAME/{train.bin, val.bin, meta.json}: flat little-endian token ids, their writer and their reader.
 
-The ids are uint16 (uint32 past 65,536), the layout of nanoGPT's files, so that either program reads the other's.
+The ids are uint16 (uint32 past 65,536): nanoGPT can read these files. Its own lack meta.json, which is needed here.
 """
 
 import json
@@ -83,7 +83,7 @@ class Dataset:
                 )
 
     def error(self, message):
-        own_text = "" if self.path.name in CORPORA else " --input=FILE_OR_FOLDER"
+        own_text = "" if self.path.name in CORPORA else " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
         return DataError(f"{message}. Prepare it with: python prepare.py {self.path.name}{own_text}")
 
     def read_meta(self):

@@ -106,7 +106,7 @@ def test_find_prefers_best(trained):
     assert checkpoint.find("out") == Path("out/best.pt")
     Path("out/best.pt").unlink()
     assert checkpoint.find("out") == Path("out/latest.pt") == checkpoint.find("out/latest.pt")
-    with pytest.raises(CheckpointError, match="no checkpoint in nowhere"):
+    with pytest.raises(CheckpointError, match="no checkpoint nowhere"):
         checkpoint.find("nowhere")
 
 

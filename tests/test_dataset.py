@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import model
 from data import DataError, replacing
 from data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, token_dtype, write_meta
 from data.tokenizer import CharTokenizer
@@ -76,6 +77,10 @@ def test_a_count_of_batches_is_evenly_spaced_and_always_the_same(dataset):
 def test_a_count_beyond_the_split_is_the_split_once(dataset):
     few, many = (list(dataset.evaluation_batches("val", count, 4, 16)) for count in (0, 1000))
     np.testing.assert_array_equal(few, many)
+
+
+def test_the_padding_is_what_the_model_ignores():
+    assert IGNORE == model.IGNORE
 
 
 def test_files_are_nanogpts(dataset):

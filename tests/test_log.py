@@ -44,7 +44,7 @@ def test_a_resume_says_what_changed(tiny, run, capsys):
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=12", "--eval_iters=3"])
     out = capsys.readouterr().out
     assert "resumed from out/latest.pt at step 10" in out
-    assert "changed since: eval_iters 2 -> 3, max_iters 10 -> 12" in out or "eval_iters 2 -> 3" in out
+    assert "changed since: eval_iters 2 -> 3, max_iters 10 -> 12\n" in out
 
 
 def test_on_a_terminal_there_is_a_bar(tiny, run, capsys, monkeypatch):
@@ -53,6 +53,18 @@ def test_on_a_terminal_there_is_a_bar(tiny, run, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert "loss" in captured.err and "tokens/s" in captured.err and "10/10" in captured.err
     assert "step 10: train loss" in captured.out and "step 3: loss" not in captured.out
+    assert "step 3: loss" in Path("out/training.log").read_text(encoding="utf-8")
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tiny, run, capsys):
+    Path("out/loss.png").mkdir(parents=True)
+    train.main(run())
+    assert "loss.png could not be drawn" in capsys.readouterr().out and Path("out/latest.pt").exists()
+
+
+def test_a_learning_rate_that_will_rise_is_noted(tiny, run, capsys):
+    train.main(run(max_iters=0, learning_rate=1e-4, min_lr=1e-3))
+    assert "min_lr=0.001 is above learning_rate=0.0001" in capsys.readouterr().out
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
+from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, peak_flops, pick_device, pick_dtype
 
 SMALL = {"block_size": 12, "vocab_size": 17, "n_layer": 3, "n_head": 2, "n_embd": 20}
 
@@ -186,6 +186,22 @@ def test_devices_that_are_not_there_are_named():
             pick_device(name)
 
 
+@pytest.mark.parametrize(
+    "name, peak",
+    [("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
+     ("NVIDIA H100 NVL", None), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12),
+     ("NVIDIA RTX A1000", None), ("Tesla T4", 65e12), ("NVIDIA T400", None), ("NVIDIA L4", 121e12),
+     ("NVIDIA L40", None), ("NVIDIA GeForce RTX 4090", 165e12),
+     ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA A10G", None)],
+)  # fmt: skip
+def test_a_peak_is_known_or_not_named(monkeypatch, name, peak):
+    """An MFU against another card's peak is wrong (nanoGPT#182)."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == peak
+    assert peak_flops(torch.device("cuda", 0), torch.float32) is None
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+
+
 def test_bfloat16_only_where_the_hardware_has_it(monkeypatch):
     """Tesla T4 (7.5) emulates bfloat16 slowly, and torch.cuda.is_bf16_supported() says yes to it (nanoGPT#277)."""
     cuda = torch.device("cuda", 0)
@@ -204,7 +220,7 @@ def test_compiled_in_place_gives_the_same_loss_and_names():
     names = list(model.state_dict())
     x, y = torch.randint(17, (2, 2, 12))
     expected = model(x, y)[1]
-    reason = compile_model(model, x, y)
+    reason = compile_model(model, lambda: model(x, y)[1].backward())
     if reason:
         pytest.skip(f"torch.compile does not work on this machine: {reason}")
     torch.testing.assert_close(model(x, y)[1], expected)
@@ -222,5 +238,5 @@ def test_a_compiler_that_fails_leaves_a_model_that_works(monkeypatch):
     monkeypatch.setattr(model, "compile", lambda: torch.nn.Module.compile(model, backend=broken))
     x, y = torch.randint(17, (2, 2, 12))
     expected = model(x, y)[1]
-    assert "no compiler" in compile_model(model, x, y)
+    assert "no compiler" in compile_model(model, lambda: model(x, y)[1].backward())
     torch.testing.assert_close(model(x, y)[1], expected)

@@ -68,7 +68,7 @@ def test_a_text_without_blanks_is_cut_all_the_same(monkeypatch):
 
 def test_a_folder_is_read_in_name_order_with_a_mark_between_documents(workspace):
     folder = Path("texts")
-    for name, text in (("b/2.txt", "two "), ("a.md", "one "), ("c.txt", "three "), (".hidden", "no")):
+    for name, text in (("b/2.txt", "two "), ("a.md", "one "), ("c.txt", "three "), (".hidden", "no"), (".git/x", "no")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text * 9, encoding="utf-8")
     for tokenizer, separator in (("char", "\n\n"), ("bpe", END_OF_TEXT)):
@@ -125,6 +125,7 @@ def test_a_text_that_ends_inside_a_character_is_named(workspace, capsys):
     "argv, words",
     [
         (["mytext"], "python prepare.py mytext --input=FILE_OR_FOLDER"),
+        (["--input=one.txt"], "a text of your own needs a name: python prepare.py NAME --input=one.txt"),
         (["t", "--input=nowhere.txt"], "no file or folder nowhere.txt"),
         (["t", "--input=empty"], "the folder empty has no files"),
         (["t", "--input=empty.txt"], "the text has 0 characters"),
@@ -197,7 +198,6 @@ def served(workspace, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     corpus = corpora.Corpus(
-        "test",
         "char",
         f"http://127.0.0.1:{server.server_port}/x",
         hashlib.sha256(Server.body).hexdigest(),
@@ -244,6 +244,7 @@ def test_a_closed_network_is_one_message(workspace, capsys, monkeypatch):
     assert "--input=FILE" in refused(capsys, "shakespeare_char")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows says it in other words")
 def test_an_error_of_the_disk_is_named(workspace, capsys):
     Path("t.txt").write_text("abc" * 10, encoding="utf-8")
     Path("data").touch()  # a file where the folder should be

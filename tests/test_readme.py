@@ -72,6 +72,10 @@ def test_every_link_leads_somewhere():
         assert (ROOT / target).exists(), target
 
 
+def test_nothing_is_left_to_fill_in():
+    assert "@@" not in README.read_text(encoding="utf-8")
+
+
 def test_requirements_pin_exactly_the_five_packages():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     assert [line.split("==")[0] for line in lines] == ["torch", "numpy", "tiktoken", "tqdm", "matplotlib"]

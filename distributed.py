@@ -1,0 +1,51 @@
+"""Several processes, one model: which part of a step is whose, and how they are connected."""
+
+import os
+from dataclasses import dataclass, fields
+
+import torch.distributed as dist
+
+from config import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; rank 0 of 1 without torchrun."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among those on this machine
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environment(cls):
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            return cls()
+        return cls(**{f.name: int(os.environ[f.name.upper()]) for f in fields(cls)})
+
+    def share(self, accumulation, batch_size):
+        """This rank's part of a step: (micro-batches, rows of each; None: all rows).
+
+        The ranks divide the micro-batches among them; where there is a single one, they divide its rows. Either way
+        all ranks together see what one process would have seen. Raises ConfigError when it does not come out even.
+        """
+        if accumulation % self.world_size == 0:
+            return accumulation // self.world_size, None
+        if accumulation == 1 and batch_size % self.world_size == 0:
+            return 1, slice(self.rank, None, self.world_size)
+        name, value = ("batch_size", batch_size) if accumulation == 1 else ("gradient_accumulation_steps", accumulation)
+        below = value - value % self.world_size
+        nearest = " or ".join(f"--{name}={n}" for n in (below, below + self.world_size) if n > 0)
+        raise ConfigError(f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}")
+
+    def backend(self, name, device):
+        """torch.distributed's backend: NCCL between CUDA devices, gloo elsewhere. Raises ConfigError."""
+        if self.world_size == 1:
+            return None
+        if device.type == "mps":
+            raise ConfigError("several processes cannot share MPS; use --device=cpu, or start without torchrun")
+        if name == "nccl" and device.type != "cuda":
+            raise ConfigError(f"backend=nccl connects CUDA devices, and this run is on {device}; use --backend=auto")
+        if name == "auto":
+            return "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+        return name
