@@ -60,7 +60,7 @@ class SampleConfig:
 
 def next_token(logits, temperature, top_k, top_p, generator):
     """Draw one token for each row. logits (B, V) float32 -> (B, 1)."""
-    if temperature == 0:
+    if temperature < 1e-5:  # 0, or so close that the quotient would overflow
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits / temperature
     if top_k and top_k < logits.shape[-1]:
@@ -105,14 +105,13 @@ class TextStream:
         self.finished = last or bool(ends)
         if ends:
             return text[: min(ends)]
-        # The longest end of the text that a stop text could begin with.
-        keep = (
-            0
-            if last
-            else max((n for stop in self.stop for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
-        )
-        self.held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        sure = len(text) if last else len(text) - self.stop_may_have_begun(text)
+        self.held = text[sure:]
+        return text[:sure]
+
+    def stop_may_have_begun(self, text):
+        """The length of the longest end of `text` that is the beginning of a stop text."""
+        return max((n for stop in self.stop for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 def read_start(start):

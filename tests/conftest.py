@@ -1,6 +1,9 @@
 """A folder of its own for every test, a small data set in it, and the options of a run of seconds."""
 
+import os
 import random
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for models this small, threads that wait cost the most
 
 import pytest
 

@@ -31,7 +31,8 @@ def test_temperature_sharpens_and_flattens_and_zero_is_greedy():
     squared = [p**2 for p in (0.5, 0.3, 0.15, 0.05)]
     assert frequencies(LOGITS, temperature=0.5) == pytest.approx([p / sum(squared) for p in squared], abs=0.02)
     assert frequencies(LOGITS, temperature=0) == [1, 0, 0, 0]
-    assert frequencies(LOGITS, temperature=1e-4) == [1, 0, 0, 0]
+    for nearly in (1e-4, 1e-30, 1e-300):
+        assert frequencies(LOGITS, temperature=nearly) == [1, 0, 0, 0]
 
 
 def test_top_k_keeps_the_k_likeliest_and_0_or_a_large_k_all():
