@@ -1,6 +1,7 @@
 """What a run leaves behind and shows."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_on_a_terminal_there_is_a_bar(tiny, run, capsys, monkeypatch):
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tiny, run, capsys):
-    Path("out/loss.png").mkdir(parents=True)
+    Path(f"out/.loss.png.{os.getpid()}.tmp").mkdir(parents=True)  # in the way of the temporary file
     train.main(run())
     assert "loss.png could not be drawn" in capsys.readouterr().out and Path("out/latest.pt").exists()
 
