@@ -80,7 +80,7 @@ def check_tokenizer(content, spec, dataset):
     if content["tokenizer"] == spec:
         return
     theirs = content["train_config"]["dataset"]
-    advice = f"Prepare it with: python prepare.py {dataset} --input=FILE --tokenizer=data/{theirs}/meta.json"
+    advice = f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer=data/{theirs}/meta.json"
     if dataset == theirs:
         advice = "It was prepared anew since; prepare it as it was"
     raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
@@ -108,7 +108,7 @@ def build_model(content, **changes):
         config = ModelConfig(**content["model_config"])
         block_size = changes.pop("block_size", config.block_size)
         model = GPT(ModelConfig(**{**vars(config), **changes}))
-        model.load_state_dict(content["model"])
+        model.load_state_dict(content.pop("model"))  # from here on the weights live in the model alone
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint's weights and model_config do not fit this program: {error}") from error
     return model if block_size == config.block_size else model.crop_block_size(block_size)

@@ -49,22 +49,24 @@ class RunLog:
             self.log_file = open(self.folder / "training.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
             self.metrics_file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
             if previous:
-                self.say(
-                    f"the earlier run in {self.folder} is now in {previous}; to go on with a run: --init_from=resume"
-                )
+                self.say(f"the earlier run in {self.folder} is now in {previous}; to go on with it: --init_from=resume")
+                self.say(f"    --out_dir={previous}")
         if not silent and sys.stderr.isatty():
-            self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, unit="step", dynamic_ncols=True)
+            form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
+            self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, bar_format=form, dynamic_ncols=True)
 
     def start(self, model, dataset, world_size, content=None):
         """The lines that open a run: its model, data, steps and starting point; and config.py, which repeats it."""
         options, T, training_tokens = self.options, model.config.block_size, dataset.tokens["train"]
         tokens = options.tokens_per_step(T)
         self.say(f"model: {model.parameter_count():,} parameters; {dataset.path}: {training_tokens:,} training tokens")
-        self.say(
-            f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x {T} "
-            f"= {tokens:,} tokens over {world_size} process(es); {options.max_iters:,} steps are "
-            f"{options.max_iters * tokens / training_tokens:.1f} times the data"
-        )
+        if not options.eval_only:
+            self.say(
+                f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x "
+                f"{T} tokens = {tokens:,} tokens"
+            )
+            passes = options.max_iters * tokens / training_tokens
+            self.say(f"{options.max_iters:,} steps pass over the data {passes:.2f} times; processes: {world_size}")
         if content and self.resume_step is None:
             self.say(f"weights from {content['path']} (step {content['step']:,}); everything else starts anew")
         elif content:
@@ -74,11 +76,11 @@ class RunLog:
                 f"resumed from {content['path']} at step {content['step']:,}, best validation loss "
                 f"{content['best_val_loss']:.4f}; changed since: {', '.join(changed) or 'nothing'}"
             )
-        if options.decay_lr and options.lr_decay_iters > options.max_iters:
-            self.say(
-                f"note: lr_decay_iters={options.lr_decay_iters} is beyond max_iters={options.max_iters}: "
-                "the learning rate will not come down to min_lr"
-            )
+        decay, end = options.lr_decay_iters, options.max_iters
+        if options.decay_lr and decay > end:
+            self.say(f"note: lr_decay_iters={decay} is beyond max_iters={end}: the rate will not come down to min_lr")
+        if options.decay_lr and decay < end:
+            self.say(f"note: lr_decay_iters={decay} is below max_iters={end}: from there on the rate stays at min_lr")
         if options.decay_lr and options.min_lr > options.learning_rate:
             self.say(
                 f"note: min_lr={options.min_lr} is above learning_rate={options.learning_rate}: the rate will rise"
@@ -112,13 +114,22 @@ class RunLog:
         line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, {left} left"
         self.say(line, to_console=self.bar is None)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {speed}", refresh=False)
-            self.bar.update(step + 1 - self.bar.n)
+            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {speed}", refresh=False)
 
-    def evaluation(self, step, losses, best, text):
+    def tick(self):
+        """One step was made."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def evaluation(self, step, losses, best, text, vocab_size):
         self.metrics(step=step, train_loss=losses["train"], val_loss=losses["val"])
         mark = " (best)" if best else ""
         self.say(f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}")
+        if step == 0 and self.options.init_from == "scratch":
+            self.say(
+                f"before training the loss is {losses['val']:.4f}; ln(vocab_size) = ln({vocab_size}) = "
+                f"{math.log(vocab_size):.4f}: a model that knows nothing finds all tokens about equally likely"
+            )
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:
             try:
@@ -126,11 +137,13 @@ class RunLog:
             except OSError as error:  # Windows locks a picture that somebody looks at
                 self.say(f"loss.png could not be drawn: {error}")
 
-    def explain_first_loss(self, loss, vocab_size):
-        self.say(
-            f"before training the loss is {loss:.4f}; ln(vocab_size) = ln({vocab_size}) = {math.log(vocab_size):.4f}: "
-            f"a model that knows nothing finds all {vocab_size} tokens about equally likely"
-        )
+    def resume_command(self):
+        return f"python train.py --init_from=resume --out_dir={self.options.out_dir}"
+
+    def done(self, best_val_loss):
+        if self.folder:
+            self.say(f"done: best validation loss {best_val_loss:.4f}; the curves are in {self.folder / 'loss.png'}")
+            self.say(f"let it write: python sample.py --out_dir={self.folder}")
 
     def close(self):
         for file in (self.log_file, self.metrics_file):

@@ -7,6 +7,7 @@ The text is read in pieces, several times over, and never as a whole: memory doe
 """
 
 import codecs
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -26,9 +27,7 @@ PIECE = 1 << 20  # bytes read at a time
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    name: Annotated[
-        str | None, "data set to write, a folder in data/; None: python_docs. Built in: " + ", ".join(CORPORA)
-    ] = None
+    name: Annotated[str | None, "folder in data/ to write; None: python_docs; built in: " + ", ".join(CORPORA)] = None
     input: Annotated[str | None, "your own UTF-8 text: a file, or a folder whose files are all read, in name order"] = (
         None
     )
@@ -73,6 +72,17 @@ def find_files(path):
     return [path]
 
 
+def advice_on(path):
+    """What to do with a file that is not UTF-8."""
+    with open(path, "rb") as file:
+        head = file.read(PIECE)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return f"It is UTF-16: iconv -f utf-16 -t utf-8 '{path}' > new.txt"
+    if b"\0" in head:
+        return "It has zero bytes, so it is probably no text at all: take it out of the input"
+    return f"If it is Latin-1, as old Portuguese texts often are: iconv -f latin1 -t utf-8 '{path}' > new.txt"
+
+
 def read_file(path, on_bytes=lambda piece: None):
     """A file's text in pieces, decoded as UTF-8 with its line ends untouched and a leading byte order mark left out.
 
@@ -91,8 +101,7 @@ def read_file(path, on_bytes=lambda piece: None):
     except UnicodeDecodeError as error:
         at = offset - pending + error.start
         raise DataError(
-            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at offset {at:,}). "
-            f"If it is Latin-1, as old Portuguese texts often are: iconv -f latin1 -t utf-8 '{path}' > new.txt"
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at offset {at:,}). {advice_on(path)}"
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
@@ -222,7 +231,12 @@ def prepare(options):
         _, start, stop = parts["train"]
         tokenizer = train_bpe(cut_between_words(text.pieces(start, stop)), options.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder, parts, tokenizer, options.input or corpus.url or name, text.sha256)
+    try:
+        write(folder, parts, tokenizer, options.input or corpus.url or name, text.sha256)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is empty: a data set that was not made
+        raise
 
 
 def main(argv=None):

@@ -132,8 +132,7 @@ class Trainer:
         self.autocast = autocast(device, dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
-        self.step, self.resumed_at = 0, None
-        self.best_val_loss = math.inf
+        self.step, self.resumed_at, self.best_val_loss = 0, None, math.inf
         self.model = self.bare
         if ranks.world_size > 1:
             self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -157,6 +156,7 @@ class Trainer:
             if last:
                 break
             self.train_step()
+        self.log.done(self.best_val_loss)
 
     def restart_clock(self):
         """Speed is measured from here on."""
@@ -203,6 +203,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self.log.tick()
         if (self.step - 1) % self.options.log_interval == 0:
             self.log_step(loss, lr, grad_norm)
 
@@ -230,14 +231,12 @@ class Trainer:
         self.bare.eval()
         losses = self.evaluate()
         self.demand_finite(losses["val"], self.step)
-        best = losses["val"] < self.best_val_loss
+        best = losses["val"] < self.best_val_loss and not self.options.eval_only
         self.best_val_loss = min(losses["val"], self.best_val_loss)
-        if not self.options.eval_only:
-            self.save(losses["val"], best)
         if self.ranks.rank == 0:
-            self.log.evaluation(self.step, losses, best, self.sample())
-            if self.step == 0 and self.options.init_from == "scratch":
-                self.log.explain_first_loss(losses["val"], self.bare.config.vocab_size)
+            self.log.evaluation(self.step, losses, best, self.sample(), self.bare.config.vocab_size)
+        if not self.options.eval_only:  # after the log: what a resume finds logged beyond its checkpoint, it drops
+            self.save(losses["val"], best)
         self.bare.train()
         self.restart_clock()
 
@@ -307,6 +306,7 @@ class Trainer:
         checkpoint.set_generator_states(generators[self.ranks.rank % len(generators)], self.device)
         if len(generators) != self.ranks.world_size:
             self.log.say(f"{len(generators)} process(es) wrote it: the data goes on as it was, but dropout does not")
+        content.clear()  # gigabytes, for a large model
 
 
 def resolve(given):
@@ -342,10 +342,8 @@ def build_model(model_config, options, content, tokenizer):
 
 
 def memory_advice(options):
-    if options.batch_size == 1:
-        return "try a shorter --block_size, or a smaller model"
-    batch_size, accumulation = options.batch_size // 2, options.gradient_accumulation_steps * 2
-    return f"the same step takes half with --batch_size={batch_size} --gradient_accumulation_steps={accumulation}"
+    half, twice = max(options.batch_size // 2, 1), 2 * options.gradient_accumulation_steps
+    return f"half the memory makes the same step with --batch_size={half} --gradient_accumulation_steps={twice}"
 
 
 def train(model_config, options, content):
@@ -358,6 +356,10 @@ def train(model_config, options, content):
     dataset = Dataset(dataset_path(options.dataset))
     model = build_model(model_config, options, content, dataset.tokenizer)
     resume = options.init_from == "resume"
+    if resume and content["step"] >= options.max_iters and not options.eval_only:
+        if ranks.rank == 0:
+            print(f"{content['path']} has made {content['step']} steps; for more: --max_iters={2 * content['step']}")
+        return
     if resume:  # what is written from here on says how the run began
         options = replace(options, init_from=content["train_config"]["init_from"])
     if ranks.rank == 0:
@@ -369,15 +371,16 @@ def train(model_config, options, content):
         torch.set_float32_matmul_precision("high")  # TF32 for float32 products
     if backend:
         dist.init_process_group(backend)
+    trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
     try:
-        trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
         if resume:
             trainer.restore(content)
-        if content:
-            content.clear()  # gigabytes, for a large model
         trainer.run()
         if backend:
             dist.barrier()  # a rank that left while another still saves would break its connections
+    except KeyboardInterrupt:
+        log.say(f"interrupted at step {trainer.step}; go on from the last evaluation: {log.resume_command()}")
+        raise
     finally:
         log.close()
         if backend:

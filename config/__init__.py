@@ -166,18 +166,15 @@ class Options:
             self.set(name, texts if several else texts[-1], f"--{name}={texts[-1]}")
 
     def parser(self, description, positional):
-        summary = " ".join(description.split("\n\n")[0].split())
+        summary, _, rest = description.partition("\n\n")
         parser = Parser(
             description=summary,
+            epilog=rest,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             usage=f"%(prog)s [{positional or 'CONFIG_FILE ...'}] [--key=value ...]",
         )
-        parser.add_argument(
-            "bare",
-            nargs="*",
-            metavar=positional or "CONFIG_FILE",
-            help=argparse.SUPPRESS if positional else "a Python file that sets options",
-        )
+        parser.add_argument("bare", nargs="*", metavar=positional or "CONFIG_FILE", help=argparse.SUPPRESS)
         for cls in self.classes:
             for field in fields(cls):
                 kind, help_text = self.types[field.name]
@@ -201,10 +198,13 @@ class Options:
     def run_file(self, path):
         """Run a config file in a namespace of its own; modules, functions, classes and _names in it are not options."""
         names = {"__file__": path}
+        if Path(path).is_dir():
+            self.problems.append(f"{path} is a folder and no config file; did you mean --out_dir={path}?")
+            return
         try:
             exec(compile(Path(path).read_text(encoding="utf-8-sig"), path, "exec"), names)
         except FileNotFoundError:
-            near = difflib.get_close_matches(path, map(str, Path("config").glob("*.py")), n=1)
+            near = difflib.get_close_matches(path, map(str, Path("config").glob("*.py")), 1, 0.75)
             self.problems.append(f"{path}: no such config file" + (f"; did you mean {near[0]}?" if near else ""))
         except (Exception, SystemExit) as error:  # whatever a stranger's Python can raise
             self.problems.append(f"{path}: {type(error).__name__}: {error}")

@@ -83,8 +83,10 @@ class Dataset:
                 )
 
     def error(self, message):
+        prepared = ", ".join(sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json")))
         own_text = "" if self.path.name in CORPORA else " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
-        return DataError(f"{message}. Prepare it with: python prepare.py {self.path.name}{own_text}")
+        others = f". Prepared so far, for --dataset: {prepared}" if prepared else ""
+        return DataError(f"{message}. Prepare it with: python prepare.py {self.path.name}{own_text}{others}")
 
     def read_meta(self):
         path = self.path / "meta.json"

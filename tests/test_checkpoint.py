@@ -28,7 +28,7 @@ def test_best_holds_what_a_model_needs_and_latest_what_a_run_needs(trained):
 
 def test_a_model_comes_back_as_it_was(trained):
     content = checkpoint.load("out/best.pt")
-    model = checkpoint.build_model(content)
+    model = checkpoint.build_model(dict(content))
     assert all(torch.equal(tensor, content["model"][name]) for name, tensor in model.state_dict().items())
 
 

@@ -151,7 +151,7 @@ def refused(capsys, argv):
     "changes, words",
     [
         ({"dataset": "nothing"}, r"no data set in data/nothing .* python prepare.py nothing --input=FILE_OR_FOLDER"),
-        ({"dataset": "shakespeare_char"}, r"Prepare it with: python prepare.py shakespeare_char$"),
+        ({"dataset": "shakespeare_char"}, r"python prepare.py shakespeare_char. Prepared so far, for --dataset: tiny$"),
         ({"dataset": "../tiny"}, r"dataset='../tiny' must be one plain name"),
         ({"block_size": 600}, r"val.bin has 600 tokens; block_size=600 needs at least 601. Use --block_size=599"),
         ({"n_embd": 33}, r"n_embd=33 must be divisible by n_head=2.* \[--n_embd=33, --n_head=2\]"),
@@ -212,7 +212,7 @@ def test_fine_tuning_on_another_vocabulary_is_refused_with_the_way(tiny, run, ca
     Path("other.txt").write_text("XYZ" * 300, encoding="utf-8")
     prepare.main(["other", "--input=other.txt"])
     message = refused(capsys, run(init_from="out", dataset="other", out_dir="new"))
-    assert "python prepare.py other --input=FILE --tokenizer=data/tiny/meta.json" in message
+    assert "python prepare.py NEW_NAME --input=FILE --tokenizer=data/tiny/meta.json" in message
     shutil.copytree("data/other", "data/tiny", dirs_exist_ok=True)
     assert "It was prepared anew since" in refused(capsys, run(init_from="resume"))
 

@@ -112,6 +112,7 @@ def test_did_you_mean_on_the_command_line_and_in_a_file(workspace):
     Path("c.py").write_text("limmit = 1", encoding="utf-8")
     assert problem("c.py") == "c.py: limmit: no such option; did you mean limit?"
     Path("config").mkdir()
+    assert problem("config") == "config is a folder and no config file; did you mean --out_dir=config?"
     Path("config/train_small.py").touch()
     assert "did you mean config/train_small.py?" in problem("config/train_smal.py")
 

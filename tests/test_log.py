@@ -36,7 +36,8 @@ def test_the_first_loss_is_explained(tiny, run, capsys):
 def test_the_opening_lines_show_the_arithmetic(tiny, run, capsys):
     train.main(run(lr_decay_iters=99))
     out = capsys.readouterr().out
-    assert "a step: 2 micro-batches x 4 sequences x 16 = 128 tokens over 1 process(es); 10 steps are 0.2 times" in out
+    assert "a step: 2 micro-batches x 4 sequences x 16 tokens = 128 tokens\n" in out
+    assert "10 steps pass over the data 0.24 times; processes: 1\n" in out
     assert "note: lr_decay_iters=99 is beyond max_iters=10" in out
 
 
@@ -52,9 +53,36 @@ def test_on_a_terminal_there_is_a_bar(tiny, run, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     train.main(run())
     captured = capsys.readouterr()
-    assert "loss" in captured.err and "tokens/s" in captured.err and "10/10" in captured.err
+    assert "loss" in captured.err and "tokens/s" in captured.err and "100%" in captured.err and "10/10" in captured.err
     assert "step 10: train loss" in captured.out and "step 3: loss" not in captured.out
     assert "step 3: loss" in Path("out/training.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("lr_decay_iters, words", [(99, "beyond max_iters=10"), (5, "below max_iters=10")])
+def test_a_schedule_of_another_length_is_noted(tiny, run, capsys, lr_decay_iters, words):
+    train.main(run(max_iters=10, lr_decay_iters=lr_decay_iters))
+    assert f"note: lr_decay_iters={lr_decay_iters} is {words}" in capsys.readouterr().out
+
+
+def test_the_end_says_where_the_model_is(tiny, run, capsys):
+    train.main(run())
+    assert capsys.readouterr().out.endswith("let it write: python sample.py --out_dir=out\n")
+
+
+def test_an_interrupt_says_how_to_go_on(tiny, run, capsys, monkeypatch):
+    real_step = train.Trainer.train_step
+
+    def interrupted(self):
+        if self.step == 7:
+            raise KeyboardInterrupt
+        real_step(self)
+
+    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        train.main(run())
+    assert exit.value.code == 130
+    words = "interrupted at step 7; go on from the last evaluation: python train.py --init_from=resume --out_dir=out"
+    assert words in capsys.readouterr().out
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tiny, run, capsys):

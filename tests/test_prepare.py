@@ -116,6 +116,15 @@ def test_what_is_not_utf8_is_named_with_its_offset(workspace, capsys, monkeypatc
     assert f"byte 0xe7 at offset {at + 1}" in message and "iconv -f latin1" in message
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [("ação".encode("utf-16"), "UTF-16: iconv -f utf-16"), (b"\x89PNG\r\n\x1a\n\0\0\0", "probably no text at all")],
+)
+def test_what_is_another_encoding_or_no_text_is_told_apart(workspace, capsys, content, words):
+    Path("t.txt").write_bytes(content * 9)
+    assert words in refused(capsys, "t", "--input=t.txt")
+
+
 def test_a_text_that_ends_inside_a_character_is_named(workspace, capsys):
     Path("t.txt").write_bytes(b"abc\xc3")
     assert "offset 3" in refused(capsys, "t", "--input=t.txt")
