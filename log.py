@@ -52,7 +52,7 @@ class RunLog:
                 self.say(f"the earlier run in {self.folder} is now in {previous}; to go on with it: --init_from=resume")
                 self.say(f"    --out_dir={previous}")
         if not silent and sys.stderr.isatty():
-            form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {postfix}"
+            form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, bar_format=form, dynamic_ncols=True)
 
     def start(self, model, dataset, world_size, content=None):
