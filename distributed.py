@@ -1,6 +1,7 @@
 """Several processes, one model: which part of a step is whose, and how they are connected."""
 
 import os
+import sys
 from dataclasses import dataclass, fields
 
 import torch.distributed as dist
@@ -49,3 +50,15 @@ class Ranks:
         if name == "auto":
             return "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
         return name
+
+
+def leave_together():
+    """End this process when all ranks have come here, without torch's teardown; their work is done and on the disk.
+
+    Taking down gloo's connections aborts a process now and then ("terminate called without an active exception",
+    torch 2.13), in 5 of 12 runs where one rank left while another still saved.
+    """
+    dist.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

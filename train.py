@@ -25,7 +25,7 @@ from config import ConfigError
 from data import DataError
 from data.dataset import Dataset, dataset_path
 from data.tokenizer import decode
-from distributed import Ranks
+from distributed import Ranks, leave_together
 from log import RunLog
 from model import (
     GPT,
@@ -376,15 +376,17 @@ def train(model_config, options, content):
         if resume:
             trainer.restore(content)
         trainer.run()
-        if backend:
-            dist.barrier()  # a rank that left while another still saves would break its connections
     except KeyboardInterrupt:
         log.say(f"interrupted at step {trainer.step}; go on from the last evaluation: {log.resume_command()}")
         raise
-    finally:
-        log.close()
+    except BaseException:
         if backend:
             dist.destroy_process_group()
+        raise
+    finally:
+        log.close()
+    if backend:
+        leave_together()
 
 
 def main(argv=None):
