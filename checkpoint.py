@@ -4,6 +4,7 @@ latest.pt holds everything that a run needs to go on; best.pt what a model needs
 Both are dictionaries of tensors and plain values, read with weights_only=True, so that loading never runs code.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -31,7 +32,10 @@ def save(path, content):
         with replacing(path) as temporary:
             torch.save({"format": FORMAT, **content}, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        raise CheckpointError(f"cannot write {path}: {error}. What was there before is untouched") from error
+        free = shutil.disk_usage(Path(path).parent).free
+        raise CheckpointError(
+            f"cannot write {path} ({free:,} bytes are free there): {error}. What was there before is untouched"
+        ) from error
 
 
 def load(path, needed=TO_SPEAK):
