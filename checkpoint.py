@@ -4,19 +4,19 @@ latest.pt holds everything that a run needs to go on; best.pt what a model needs
 Both are dictionaries of tensors and plain values, read with weights_only=True, so that loading never runs code.
 """
 
+import math
 import shutil
 from pathlib import Path
 
 import torch
 
 from data import replacing
-from model import GPT, ModelConfig
+from data.dataset import ROOT
+from data.tokenizer import read_spec
 
 FORMAT = 1
 TO_SPEAK = {"format", "model", "model_config", "train_config", "tokenizer", "step", "val_loss"}  # in best.pt
 TO_RESUME = TO_SPEAK | {"optimizer", "scaler", "generators", "best_val_loss"}  # in latest.pt
-
-PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
 class CheckpointError(ValueError):
@@ -49,6 +49,8 @@ def load(path, needed=TO_SPEAK):
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
+    if isinstance(content, dict) and "model_args" in content and "model" in content and needed == TO_SPEAK:
+        content = {"format": FORMAT, **from_nanogpt(content, path)}
     missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
         what = (
@@ -60,62 +62,56 @@ def load(path, needed=TO_SPEAK):
     return {**content, "path": path}
 
 
-def check_architecture(content, model_config, resume):
-    """Raise CheckpointError where model_config asks for what the weights are not.
+def describe(content):
+    """A loaded checkpoint in one line."""
+    known = [f"step {content['step']:,}"] if content["step"] else []
+    known += [] if math.isnan(content["val_loss"]) else [f"validation loss {content['val_loss']:.4f}"]
+    return ": ".join([str(content["path"]), ", ".join(known)]) if known else str(content["path"])
 
-    Dropout may change; block_size may become smaller, but not in the middle of a run.
-    """
-    theirs = content["model_config"]
-    free = {"dropout"} if resume or model_config.block_size > theirs["block_size"] else {"dropout", "block_size"}
-    conflicts = [
-        f"{name}={getattr(model_config, name)} (there {value})"
-        for name, value in theirs.items()
-        if name not in free and getattr(model_config, name, value) != value
-    ]
-    if conflicts:
+
+def from_nanogpt(content, path):
+    """nanoGPT's ckpt.pt in the form of ours, with a note on how its tokens were found out. Raises CheckpointError."""
+    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in content["model"].items()}
+    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    config = {**content["model_args"], "mlp": "gelu_exact"}
+    dataset = str(content.get("config", {}).get("dataset"))
+    meta = ROOT / dataset / "meta.json"
+    if meta.is_file():
+        tokenizer, note = read_spec(meta), f"its tokens are those of {meta}"
+    elif config["vocab_size"] in (50257, 50304):
+        tokenizer, note = {"kind": "gpt2"}, f"its tokens are taken for GPT-2's, as there is no {meta}"
+    else:
         raise CheckpointError(
-            f"{content['path']} has another architecture: {', '.join(conflicts)}. "
-            "Leave that out, or train anew with --init_from=scratch"
+            f"{path} is nanoGPT's, which does not say what its {config['vocab_size']} tokens are, and there is no "
+            f"{meta}. Prepare the text that it was trained on: python prepare.py {dataset}"
         )
-
-
-def check_tokenizer(content, spec, dataset):
-    """Raise CheckpointError where the data set speaks in other tokens than the weights were trained on."""
-    if content["tokenizer"] == spec:
-        return
-    theirs = content["train_config"]["dataset"]
-    advice = f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer=data/{theirs}/meta.json"
-    if dataset == theirs:
-        advice = "It was prepared anew since; prepare it as it was"
-    raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
+    return {
+        "model": {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")},  # its causal mask
+        "model_config": config,
+        "train_config": {"dataset": dataset},
+        "tokenizer": tokenizer,
+        "step": content.get("iter_num", 0),
+        "val_loss": float(content.get("best_val_loss", "nan")),
+        "notes": [f"{path} is nanoGPT's; {note}"],
+    }
 
 
 def find(path):
-    """`path` itself when it is a file; in a folder best.pt, else latest.pt. Raises CheckpointError."""
+    """`path` itself when it is a file; in a folder best.pt, else latest.pt, else nanoGPT's ckpt.pt; CheckpointError."""
     path = Path(path)
-    if str(path) in PRETRAINED and not path.exists():
-        raise CheckpointError(
-            f"init_from={path}: OpenAI's weights cannot be loaded yet. "
-            "Start from a checkpoint of your own, as in --init_from=out-quickstart, or from --init_from=scratch"
-        )
-    candidates = [path] if path.is_file() else [path / "best.pt", path / "latest.pt"]
-    for candidate in candidates:
+    for candidate in [path] if path.is_file() else [path / name for name in ("best.pt", "latest.pt", "ckpt.pt")]:
         if candidate.is_file():
             return candidate
     folder = path.parent if path.suffix == ".pt" else path
     raise CheckpointError(f"there is no checkpoint {path}. A run writes one: python train.py CONFIG --out_dir={folder}")
 
 
-def build_model(content, **changes):
-    """The GPT that a loaded checkpoint describes; `changes` are new values for dropout and a smaller block_size."""
-    try:
-        config = ModelConfig(**content["model_config"])
-        block_size = changes.pop("block_size", config.block_size)
-        model = GPT(ModelConfig(**{**vars(config), **changes}))
-        model.load_state_dict(content.pop("model"))  # from here on the weights live in the model alone
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint's weights and model_config do not fit this program: {error}") from error
-    return model if block_size == config.block_size else model.crop_block_size(block_size)
+def restore_optimizer(optimizer, state):
+    """Load the optimizer's memory, and leave its hyperparameters as they are now: load_state_dict brings both back."""
+    now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, now, strict=True):
+        group.update(options)
 
 
 def generator_states(device):

@@ -3,13 +3,16 @@
 import itertools
 import json
 import math
+import re
 import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from checkpoint import describe
 from config import ConfigError, to_source
 from data import replacing
 
@@ -55,7 +58,7 @@ class RunLog:
             form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, bar_format=form, dynamic_ncols=True)
 
-    def start(self, model, dataset, world_size, content=None):
+    def start(self, model, dataset, world_size, content=None, report=()):
         """The lines that open a run: its model, data, steps and starting point; and config.py, which repeats it."""
         options, T, training_tokens = self.options, model.config.block_size, dataset.tokens["train"]
         tokens = options.tokens_per_step(T)
@@ -68,7 +71,10 @@ class RunLog:
             passes = options.max_iters * tokens / training_tokens
             self.say(f"{options.max_iters:,} steps pass over the data {passes:.2f} times; processes: {world_size}")
         if content and self.resume_step is None:
-            self.say(f"weights from {content['path']} (step {content['step']:,}); everything else starts anew")
+            for line in [*content.get("notes", []), f"weights from {describe(content)}; everything else starts anew"]:
+                self.say(line)
+            for line in report:
+                self.say("    " + line)
         elif content:
             theirs = content["train_config"]
             changed = [f"{k} {theirs[k]} -> {v}" for k, v in vars(options).items() if k in theirs and theirs[k] != v]
@@ -205,3 +211,27 @@ def plot_losses(metrics, path):
     axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+# Dense tensor peaks in FLOP/s, bf16 where there is bf16, from NVIDIA's data sheets; the keys are found in device names.
+PEAK_FLOPS = {
+    r"H200$": 989e12,
+    r"H100 80GB HBM3": 989e12,
+    r"H100 PCIe": 756e12,
+    r"A100[- ]": 312e12,
+    r"L40S$": 362e12,
+    r"\bL4$": 121e12,
+    r"A10$": 125e12,
+    r"RTX 4090$": 165e12,
+    r"RTX 3090$": 71e12,
+    r"V100-SXM2": 125e12,
+    r"\bT4$": 65e12,
+}
+
+
+def peak_flops(device, dtype):
+    """The hardware's peak in FLOP/s, or None where it is not known: a guessed MFU is worse than none."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(key, name)), None)

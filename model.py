@@ -1,18 +1,18 @@
-"""GPT-2, from the leaves to the root: configuration, attention, MLP, block, model; then the device it runs on.
+"""The network, from the leaves to the root: configuration, attention, MLP, block, model; then the device it runs on.
 
-Each part of the architecture is chosen at one place, where it is constructed: the norm in make_norm, the feed-forward
-part in MLP, the positions in GPT. So forward has no branches to follow.
+GPT-2, the Llama family and all between them are values of one ModelConfig. Each part of the architecture is chosen
+at one place, where it is constructed: so forward has no branches to follow. Parameters carry GPT-2's names.
 
-Shapes: B batch, T tokens of context, C channels (n_embd), V vocabulary, nh heads, hs head size (C / nh).
-Sources: GPT-2, "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019);
+Shapes: B batch, T tokens of context, C channels (n_embd), V vocabulary, nh heads, nkv heads of keys and values,
+hs head size (C / nh), L slots of the cache.
+Sources: GPT-2, "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019); Llama (2302.13971);
 attention, "Attention Is All You Need" (1706.03762); GELU (1606.08415); tied embeddings (1608.05859).
 """
 
 import contextlib
 import math
-import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,76 +28,196 @@ IGNORE = -1  # a target that counts for nothing: the padding of the last evaluat
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture. Raises ValueError, one line for each field that is out of range."""
+    """The architecture; the defaults are GPT-2. Raises ValueError, one line for each field that is out of range."""
 
     block_size: Annotated[int, "context length in tokens"] = 1024
     vocab_size: Annotated[int | None, "rows of the token embedding; None: the tokenizer's, more: padded"] = None
     n_layer: Annotated[int, "number of transformer blocks"] = 12
     n_head: Annotated[int, "attention heads in each block"] = 12
+    n_kv_head: Annotated[int | None, "heads of keys and values, shared by groups of heads; None: n_head, 1: MQA"] = None
     n_embd: Annotated[int, "channels: the width of the model"] = 768
-    dropout: Annotated[
-        float, "share of activations set to zero in training; 0 for pretraining, 0.1+ for small data"
-    ] = 0.0
-    bias: Annotated[bool, "biases in linear layers and layer norms, as in GPT-2; False is a bit better and faster"] = (
-        False
-    )
+    dropout: Annotated[float, "share of activations zeroed in training; 0 to pretrain, 0.1+ for small data"] = 0.0
+    bias: Annotated[bool, "biases in linear layers and layer norms, as GPT-2 has; without is a bit faster"] = False
+    position: Annotated[Literal["learned", "rope"], "places are learned vectors, or rotations"] = "learned"
+    rope_base: Annotated[float, "rope: the slowest rotation takes about 2 pi times as many tokens"] = 10_000.0
+    norm: Annotated[Literal["layernorm", "rmsnorm"], "rmsnorm subtracts no mean and has no bias"] = "layernorm"
+    norm_eps: Annotated[float, "added to the variance before dividing by its root"] = 1e-5
+    mlp: Annotated[Literal["gelu", "gelu_exact", "swiglu", "relu2"], "between the MLP's linear layers"] = "gelu"
+    mlp_hidden: Annotated[int | None, "channels there; None: 4 n_embd, for swiglu 8/3 n_embd"] = None
+    qk_norm: Annotated[bool, "normalize queries and keys, so that attention cannot grow too sharp"] = False
+    tie_embeddings: Annotated[bool, "one matrix reads tokens and scores them"] = True
+    logit_softcap: Annotated[float, "bend logits so that none is beyond this; Gemma 2 has 30; 0: no cap"] = 0.0
+
+    @property
+    def head_size(self):
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self):
+        return self.n_kv_head or self.n_head
+
+    @property
+    def hidden(self):
+        """Width of the MLP. With swiglu's third matrix, 8/3 C makes as many parameters as 4 C without it."""
+        return self.mlp_hidden or (math.ceil(self.n_embd / 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd)
 
     def __post_init__(self):
-        problems = [
-            f"{name}={getattr(self, name)} must be at least 1"
-            for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
-            if getattr(self, name) is not None and getattr(self, name) < 1
-        ]
+        values = vars(self)
+        counts = ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "mlp_hidden")
+        problems = [f"{k}={values[k]} must be at least 1" for k in counts if values[k] is not None and values[k] < 1]
+        problems += [f"{k}={values[k]} must be above 0" for k in ("rope_base", "norm_eps") if values[k] <= 0]
+        choices = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ACTIVATIONS}
+        problems += [f"{k}={values[k]} is none of {', '.join(c)}" for k, c in choices.items() if values[k] not in c]
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.n_head > 0 and self.n_embd % self.n_head != 0:
+        if self.logit_softcap < 0:
+            problems.append(f"logit_softcap={self.logit_softcap} must be at least 0")
+        if self.n_head > 0 and self.n_embd % self.n_head:
             below = self.n_embd - self.n_embd % self.n_head
-            nearest = " or ".join(str(n) for n in (below, below + self.n_head) if n > 0)
-            problems.append(
-                f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}; the nearest n_embd is {nearest}"
-            )
+            near = f"{below} or {below + self.n_head}" if below > 0 else self.n_head
+            start = f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}"
+            problems.append(f"{start}; the nearest n_embd is {near}")
+        elif self.n_head > 0 and self.position == "rope" and self.head_size % 2:
+            problems.append(f"position=rope turns pairs of channels: n_embd/n_head={self.head_size} must be even")
+        if self.n_head > 0 and self.kv_heads > 0 and self.n_head % self.kv_heads:
+            near = ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
+            problems.append(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}: {near}")
         if problems:
             raise ValueError("\n".join(problems))
 
 
-def make_norm(config):
-    return nn.LayerNorm(config.n_embd, bias=config.bias)
+def make_norm(config, width):
+    if config.norm == "rmsnorm":  # 1910.07467
+        return nn.RMSNorm(width, config.norm_eps)
+    return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
+
+
+def gelu(x):
+    """In the tanh approximation that GPT-2 was trained with; F.gelu, which nanoGPT has, differs by up to 5e-4."""
+    return F.gelu(x, approximate="tanh")
+
+
+def swiglu(x):
+    """One half of the channels gates the other (GLU Variants, 2002.05202). (B, T, 2H) -> (B, T, H)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def relu2(x):
+    """The square of ReLU (Primer, 2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_exact": F.gelu, "swiglu": swiglu, "relu2": relu2}
+
+
+def soft_cap(logits, cap):
+    """Bend logits smoothly into (-cap, cap), as Gemma 2 does (2408.00118); cap 0 leaves them alone."""
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def rotation(positions, head_size, base):
+    """RoPE's cos and sin for positions (..., T), float32 (..., T, 1, hs) each (RoFormer, 2104.09864).
+
+    The convention is Hugging Face's Llama: channel i turns with channel i + hs/2, by position * base^(-2i/hs).
+    The sin of the first half is negative, so that `rotate` needs no other sign.
+    """
+    exponents = torch.arange(0, head_size, 2, device=positions.device) / head_size
+    angles = positions[..., None, None] * base**-exponents  # (..., T, 1, hs/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotate(x, turn):
+    """Turn each pair of channels of x (B, T, n, hs) by its position's angle, in float32."""
+    cos, sin = turn
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
+
+
+class KVCache:
+    """Keys and values of the tokens so far: a new token then costs one pass of itself, O(T), not of all, O(T^2).
+
+    Preallocated for each layer as (B, nkv, L, hs), and a ring: token number n lies in slot n % L, so that past L
+    tokens each sees the last L. Rows shorter than the longest are padded on the left.
+    """
+
+    FAR = 2**30  # the position of padding and of empty slots: later than every token, so that none sees it
+
+    def __init__(self, config, batch_size, length, like):
+        """For up to `length` tokens at a time, on the device and in the dtype of the tensor `like`."""
+        self.length, shape = length, (batch_size, config.kv_heads, length, config.head_size)
+        self.keys = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        self.values = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        self.positions = torch.full((batch_size, length), self.FAR, device=like.device)  # of each slot's token
+        self.seen = torch.zeros(1, dtype=torch.long, device=like.device)  # a tensor: a captured step can count it
+        self.padding = torch.zeros(batch_size, dtype=torch.long, device=like.device)
+
+    def reset(self, padding):
+        """Forget everything, and expect rows with so many tokens of padding, (B,); the memory stays."""
+        self.positions.fill_(self.FAR)
+        self.seen.zero_()
+        self.padding.copy_(padding)
+
+    def advance(self, T):
+        """Take in T more tokens, 1 or as many as fit into an empty cache. Returns their positions, (B, T).
+
+        `mask` then says what they see, (B, 1, T, L): 0 where the slot's token is not later, -inf where it is.
+        """
+        numbers = self.seen + torch.arange(T, device=self.seen.device)  # (T,)
+        positions = numbers - self.padding[:, None]  # (B, T)
+        positions = positions.masked_fill(positions < 0, self.FAR)
+        self.slots = numbers % self.length
+        self.positions.index_copy_(1, self.slots, positions)
+        self.mask = torch.zeros((), dtype=self.keys[0].dtype, device=positions.device).masked_fill(
+            self.positions[:, None, None, :] > positions[:, None, :, None], -torch.inf
+        )
+        self.seen += T
+        return positions
+
+    def update(self, layer, k, v):
+        """Store k and v (B, nkv, T, hs). Returns the layer's whole keys and values, (B, nkv, L, hs)."""
+        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
+            stored.index_copy_(2, self.slots, new.type_as(stored))
+        return self.keys[layer], self.values[layer]
 
 
 class Attention(nn.Module):
-    """Causal self-attention over all heads at once. (B, T, C) -> (B, T, C)."""
+    """Causal self-attention over all heads at once, with GQA (2305.13245) where nkv < nh. (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, config):
+    def __init__(self, config, layer):
         super().__init__()
-        self.n_head = config.n_head
-        self.attn_dropout = config.dropout
-        self.c_attn = nn.Linear(
-            config.n_embd, 3 * config.n_embd, bias=config.bias
-        )  # query, key and value in one matmul
+        self.layer, self.attn_dropout = layer, config.dropout
+        self.head_size, self.grouped = config.head_size, config.kv_heads < config.n_head
+        self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # of queries, keys, values
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias)  # one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
+        self.q_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
+        self.rotate = rotate if config.position == "rope" else lambda x, turn: x
 
-    def forward(self, x):
+    def forward(self, x, turn, cache):
         B, T, C = x.shape
-        q, k, v = (
-            self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # 3 x (B, nh, T, hs)
-        y = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.attn_dropout if self.training else 0.0, is_causal=True
-        )
+        q, k, v = self.c_attn(x).view(B, T, -1, self.head_size).split(self.heads, dim=2)  # (B, T, nh or nkv, hs)
+        q, k = self.rotate(self.q_norm(q), turn), self.rotate(self.k_norm(k), turn)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or nkv, T, hs)
+        mask, dropout = None, self.attn_dropout if self.training else 0.0
+        if cache is not None:
+            mask, (k, v) = cache.mask, cache.update(self.layer, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=self.grouped)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, nh, T, hs) -> (B, T, C): the heads side by side
         return self.resid_dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between, four times wider inside. (B, T, C) -> (B, T, C)."""
+    """Two linear layers, wider inside, with the activation between. (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        # The tanh approximation is what GPT-2 was trained with; nanoGPT's exact (erf) GELU differs by up to 5e-4.
-        self.act = nn.GELU(approximate="tanh")
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        matrices = 2 if config.mlp == "swiglu" else 1  # its gate and its value, in one matmul
+        self.c_fc = nn.Linear(config.n_embd, matrices * config.hidden, bias=config.bias)
+        self.act = ACTIVATIONS[config.mlp]
+        self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
@@ -107,15 +227,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm: each half reads a normalized copy and adds to the residual stream. (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, config):
+    def __init__(self, config, layer):
         super().__init__()
-        self.ln_1 = make_norm(config)
-        self.attn = Attention(config)
-        self.ln_2 = make_norm(config)
+        self.ln_1 = make_norm(config, config.n_embd)
+        self.attn = Attention(config, layer)
+        self.ln_2 = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, turn, cache):
+        x = x + self.attn(self.ln_1(x), turn, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -123,11 +243,11 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Tokens in, logits of the next token out. Parameters carry GPT-2's names (wte, wpe, h.0.attn.c_attn, ...).
 
-    | parameter                          | initial value                                                      |
-    |------------------------------------|--------------------------------------------------------------------|
-    | embeddings, linear weights         | normal, std 0.02                                                   |
-    | c_proj of attention and MLP        | normal, std 0.02 / sqrt(2 * n_layer): 2 * n_layer of them add up   |
-    | biases; layer norm biases, weights | 0; 0, 1                                                            |
+    | parameter                      | initial value                                                    |
+    |--------------------------------|------------------------------------------------------------------|
+    | embeddings, linear weights     | normal, std 0.02                                                 |
+    | c_proj of attention and MLP    | normal, std 0.02 / sqrt(2 * n_layer): 2 * n_layer of them add up |
+    | biases; norm biases, weights   | 0; 0, 1                                                          |
     """
 
     def __init__(self, config):
@@ -136,12 +256,13 @@ class GPT(nn.Module):
             raise ValueError("vocab_size=None: a model needs a number; take it from the tokenizer")
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = make_norm(config)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = make_norm(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied: one matrix reads tokens and scores them
+        if config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight
         self.init_weights()
 
     @torch.no_grad()
@@ -155,45 +276,48 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, cache=None):
         """idx (B, T) token ids -> logits and the mean cross-entropy in nats per token.
 
         With targets (B, T): logits (B, T, V) and the loss, where targets equal to IGNORE do not count.
         Without: logits of the last position alone, (B, 1, V), which is what generation needs, and None.
+        With a cache, idx goes on after the tokens that it holds.
         Raises ValueError when T exceeds block_size.
         """
         T = idx.shape[1]
         if T > self.config.block_size:  # noqa: SIM300, T is the shape's letter and no constant
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
-        x = self.wte(idx) + self.wpe.weight[:T]  # (B, T, C)
+        positions = torch.arange(T, device=idx.device) if cache is None else cache.advance(T)  # (T,) or (B, T)
+        x, turn = self.wte(idx), None  # (B, T, C)
+        if self.wpe is None:
+            turn = rotation(positions, self.config.head_size, self.config.rope_base)
+        else:
+            x = x + self.wpe(positions.clamp(max=self.config.block_size - 1))  # padding is FAR, and seen by none
         x = self.drop(x)
         for block in self.h:
-            x = block(x)
+            x = block(x, turn, cache)
         x = self.ln_f(x)
         if targets is None:
-            return self.lm_head(x[:, -1:]), None
-        logits = self.lm_head(x)  # (B, T, V)
+            return soft_cap(self.lm_head(x[:, -1:]), self.config.logit_softcap), None
+        logits = soft_cap(self.lm_head(x), self.config.logit_softcap)  # (B, T, V)
         # In float32 whatever autocast chose: a sum of V exponentials needs the digits.
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
 
-    def crop_block_size(self, block_size):
-        """The same model with a shorter context: the position embeddings beyond it are cut off. Returns a new GPT."""
-        cropped = GPT(type(self.config)(**{**vars(self.config), "block_size": block_size}))
-        state = self.state_dict()
-        state["wpe.weight"] = state["wpe.weight"][:block_size]
-        cropped.load_state_dict(state)
-        return cropped
+    def make_cache(self, batch_size, length):
+        return KVCache(self.config, batch_size, length, self.wte.weight)
 
     def parameter_count(self):
-        """Number of parameters; the tied embedding counts once."""
+        """Number of parameters; a tied embedding counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self):
         """FLOPs of forward and backward per token of a full context: 6N + 12·L·H·Q·T (PaLM, 2204.02311, appendix B).
 
-        N leaves out the position embeddings, which are added and never multiplied.
+        N leaves out embeddings that are looked up and never multiplied: the positions', and the tokens' if not tied.
         """
-        N = self.parameter_count() - self.wpe.weight.numel()
+        looked_up = [self.wpe] if self.wpe is not None else []
+        looked_up += [] if self.config.tie_embeddings else [self.wte]
+        N = self.parameter_count() - sum(embedding.weight.numel() for embedding in looked_up)
         return 6 * N + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size  # H·Q = C
 
 
@@ -237,9 +361,7 @@ def pick_dtype(name, device):
     if name == "bfloat16" and not native_bf16:
         raise DeviceError("dtype=bfloat16 needs a GPU of compute capability 8.0 or more; use --dtype=float16")
     if name == "float16" and device.type == "mps":
-        raise DeviceError(
-            "dtype=float16 needs a gradient scaler, which MPS has not got; use --dtype=bfloat16 or float32"
-        )
+        raise DeviceError("dtype=float16 needs a gradient scaler, which MPS has not; use --dtype=bfloat16 or float32")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
@@ -254,12 +376,10 @@ def out_of_memory_advice(advice):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not full:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        raise DeviceError(
-            f"out of memory: {advice}. The first line of torch's report: {str(error).splitlines()[0]}"
-        ) from error
+        first_line = str(error).partition("\n")[0]
+        raise DeviceError(f"out of memory: {advice}. The first line of the report: {first_line}") from error
 
 
 def compile_model(model, trial):
@@ -277,27 +397,3 @@ def compile_model(model, trial):
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     finally:
         model.zero_grad(set_to_none=True)
-
-
-# Dense tensor peaks in FLOP/s, bf16 where there is bf16, from NVIDIA's data sheets; the keys are found in device names.
-PEAK_FLOPS = {
-    r"H200$": 989e12,
-    r"H100 80GB HBM3": 989e12,
-    r"H100 PCIe": 756e12,
-    r"A100[- ]": 312e12,
-    r"L40S$": 362e12,
-    r"\bL4$": 121e12,
-    r"A10$": 125e12,
-    r"RTX 4090$": 165e12,
-    r"RTX 3090$": 71e12,
-    r"V100-SXM2": 125e12,
-    r"\bT4$": 65e12,
-}
-
-
-def peak_flops(device, dtype):
-    """The hardware's peak in FLOP/s, or None where it is not known: a guessed MFU is worse than none."""
-    if device.type != "cuda" or dtype == torch.float32:
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(key, name)), None)

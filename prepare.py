@@ -9,7 +9,6 @@ The text is read in pieces, several times over, and never as a whole: memory doe
 import codecs
 import contextlib
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,7 @@ import config
 from data import DataError, replacing
 from data.corpora import CORPORA, obtain
 from data.dataset import TokenWriter, dataset_path, write_meta
-from data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, train_bpe
+from data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, read_spec, train_bpe
 
 PIECE = 1 << 20  # bytes read at a time
 
@@ -34,7 +33,7 @@ class PrepareConfig:
     val_input: Annotated[str | None, "text for validation; None: the end of the input"] = None
     tokenizer: Annotated[
         str | None,
-        "char, gpt2, bpe (trained on your text), or another data set's meta.json; None: the corpus's own, else char",
+        "char, gpt2, bpe (trained on your text), or a meta.json or tokenizer.json; None: the corpus's, or char",
     ] = None
     vocab_size: Annotated[int, "tokens of a bpe tokenizer"] = 4096
     val_fraction: Annotated[float, "share of the characters, at the end, that validates"] = 0.1
@@ -48,8 +47,11 @@ class PrepareConfig:
                 f"name={self.name} is not built in ({', '.join(CORPORA)}). "
                 f"For a text of your own: python prepare.py {self.name} --input=FILE_OR_FOLDER"
             )
-        if self.tokenizer not in (None, "char", "gpt2", "bpe") and not self.tokenizer.endswith(".json"):
-            problems.append(f"tokenizer={self.tokenizer} is not char, gpt2, bpe or the path of a meta.json")
+        known = (None, "char", "gpt2", "bpe")
+        if self.tokenizer not in known and not self.tokenizer.endswith(".json") and not Path(self.tokenizer).is_dir():
+            problems.append(
+                f"tokenizer={self.tokenizer} is not char, gpt2, bpe or the path of a meta.json or tokenizer.json"
+            )
         if self.vocab_size < 257:
             problems.append(f"vocab_size={self.vocab_size} must be at least 257: 256 bytes and the end of text")
         if not 0 < self.val_fraction < 1:
@@ -163,10 +165,7 @@ def ready_tokenizer(choice):
         return None
     if choice == "gpt2":
         return gpt2_tokenizer()
-    try:
-        return load_tokenizer(json.loads(Path(choice).read_text(encoding="utf-8"))["tokenizer"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot take the tokenizer of {choice}: {type(error).__name__} {error}") from error
+    return load_tokenizer(read_spec(choice))
 
 
 def encode(text, start, stop, tokenizer, path):

@@ -2,11 +2,12 @@
 
     python sample.py --out_dir=out-shakespeare-char --start="ROMEO:"
     python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt --num_samples=1
+    python sample.py --init_from=gpt2 --interactive=True
 
 The tokenizer comes out of the checkpoint, so that nothing else is needed beside it (GPT-2's is tiktoken's to fetch).
 """
 
-import codecs
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +17,32 @@ import torch
 
 import checkpoint
 import config
+import weights
 from checkpoint import CheckpointError
 from data import DataError
-from data.tokenizer import load_tokenizer
-from model import DeviceError, autocast, compile_model, out_of_memory_advice, pick_device, pick_dtype
+from generation import Decoder, Sampling, TextStream, generate
+from model import DeviceError, out_of_memory_advice, pick_device, pick_dtype
+
+DEFAULT_START = ("\n",)
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    init_from: Annotated[str, "resume: the checkpoint in out_dir; or the path of a checkpoint or its folder"] = "resume"
+    init_from: Annotated[
+        str, "resume: the checkpoint in out_dir; or a checkpoint, its folder, a Hugging Face folder, or gpt2 to gpt2-xl"
+    ] = "resume"
     out_dir: Annotated[str, "folder of a training run: best.pt, else latest.pt, is taken"] = "out"
-    start: Annotated[str, "the text to go on from, or FILE:path of a UTF-8 file"] = "\n"
-    num_samples: Annotated[int, "samples to draw, all in one batch"] = 10
+    start: Annotated[
+        tuple[str, ...], "text to go on from, or FILE:path of a UTF-8 file; may be given several times"
+    ] = DEFAULT_START
+    interactive: Annotated[bool, "a conversation: type, and the model goes on; Ctrl-C stops the reply"] = False
+    num_samples: Annotated[int, "samples to draw from each start, all in one batch"] = 10
     max_new_tokens: Annotated[int, "tokens in each sample"] = 500
-    temperature: Annotated[float, "1 as the model believes, below 1 more careful, 0 always the likeliest token"] = 0.8
-    top_k: Annotated[int | None, "draw among the k likeliest tokens; 0 or None: among all"] = 200
-    top_p: Annotated[float, "draw among the likeliest tokens that together reach this probability; 1: among all"] = 1.0
     stop: Annotated[tuple[str, ...], "end a sample before this text; may be given several times"] = ()
     seed: Annotated[int, "the same seed gives the same samples on the same machine"] = 1337
     device: Annotated[str, "auto, cpu, cuda, cuda:1, mps"] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the matrix products"] = "auto"
-    compile: Annotated[bool, "torch.compile the model: pays only for very long samples"] = False
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the weights"] = "auto"
+    compile: Annotated[bool, "compile the step of one token, on CUDA as a graph: pays for long samples"] = False
 
     def __post_init__(self):
         problems = [
@@ -44,74 +50,14 @@ class SampleConfig:
             for name in ("num_samples", "max_new_tokens")
             if getattr(self, name) < 1
         ]
-        if self.temperature < 0:
-            problems.append(f"temperature={self.temperature} must be at least 0")
-        if self.top_k is not None and self.top_k < 0:
-            problems.append(f"top_k={self.top_k} must be at least 0")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p={self.top_p} must be above 0 and at most 1")
-        if not self.start:
+        if not -(2**63) <= self.seed < 2**63:
+            problems.append(f"seed={self.seed} must lie between -2**63 and 2**63")
+        if not all(self.start):
             problems.append("start= is empty; a model needs at least one character to go on from")
         if "" in self.stop:
             problems.append("stop= is empty: every text contains it")
         if problems:
             raise ValueError("\n".join(problems))
-
-
-def next_token(logits, temperature, top_k, top_p, generator):
-    """Draw one token for each row. logits (B, V) float32 -> (B, 1)."""
-    if temperature < 1e-5:  # 0, or so close that the quotient would overflow
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / temperature
-    if top_k and top_k < logits.shape[-1]:
-        kth = logits.topk(top_k).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if top_p < 1:
-        ordered, index = logits.sort(descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # probability of all likelier tokens
-        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= top_p)
-        logits = logits.masked_fill(outside, -torch.inf)
-    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator)
-
-
-@torch.no_grad()
-def generate(model, idx, max_new_tokens, vocab_size, *, temperature=1.0, top_k=None, top_p=1.0, generator=None):
-    """Go on from idx (B, T): yields max_new_tokens times the next token of each row, (B,).
-
-    The model sees the last block_size tokens. Rows of the embedding from vocab_size on are padding and never drawn.
-    `generator` is a torch.Generator on the model's device. The model should be in eval mode.
-    """
-    for _ in range(max_new_tokens):
-        logits, _ = model(idx[:, -model.config.block_size :])
-        following = next_token(logits[:, -1, :vocab_size].float(), temperature, top_k, top_p, generator)
-        idx = torch.cat((idx[:, -model.config.block_size :], following), dim=1)
-        yield following[:, 0]
-
-
-class TextStream:
-    """Tokens in, printable text out: holds back bytes until they form a character, and what may become a stop text."""
-
-    def __init__(self, tokenizer, stop=()):
-        self.tokenizer, self.stop = tokenizer, stop
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.held, self.finished = "", False
-
-    def feed(self, token, last=False):
-        """The text that is now sure; "" once a stop text was met, which `finished` then says."""
-        if self.finished:
-            return ""
-        text = self.held + self.decoder.decode(self.tokenizer.decode_bytes([token]), final=last)
-        ends = [text.index(stop) for stop in self.stop if stop in text]
-        self.finished = last or bool(ends)
-        if ends:
-            return text[: min(ends)]
-        sure = len(text) if last else len(text) - self.stop_may_have_begun(text)
-        self.held = text[sure:]
-        return text[:sure]
-
-    def stop_may_have_begun(self, text):
-        """The length of the longest end of `text` that is the beginning of a stop text."""
-        return max((n for stop in self.stop for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 def read_start(start):
@@ -132,62 +78,127 @@ def read_start(start):
     return text
 
 
-def encode_start(tokenizer, start):
-    try:
-        return tokenizer.encode(start)
-    except DataError as error:
-        known = getattr(tokenizer, "chars", "")
-        raise DataError(f"the start has what the model never saw in training: {error}. It knows: {known!r}") from error
+class Writer:
+    """A model, its tokenizer and its dice."""
 
+    def __init__(self, options, sampling):
+        """Loads what the options name. Raises CheckpointError, DataError, DeviceError."""
+        self.options, self.sampling = options, sampling
+        source = options.out_dir if options.init_from == "resume" else options.init_from
+        content = weights.load(source)
+        self.tokenizer = weights.tokenizer_of(content)
+        self.device = pick_device(options.device)
+        self.about = [*content.get("notes", []), checkpoint.describe(content)]
+        self.model, _ = weights.build(content)
+        self.model.to(self.device, pick_dtype(options.dtype, self.device)).eval()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for float32 products
+        self.generator = torch.Generator(self.device).manual_seed(options.seed)
+        self.decoder = None
 
-def sample(options):
-    """Print the samples: the first one while it is being written, the others, from the same batch, after it."""
-    path = checkpoint.find(options.out_dir if options.init_from == "resume" else options.init_from)
-    content = checkpoint.load(path)
-    tokenizer = load_tokenizer(content["tokenizer"])
-    start = read_start(options.start)
-    ids = encode_start(tokenizer, start)
-    device = pick_device(options.device)
-    model = checkpoint.build_model(content).to(device).eval()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for float32 products
-    print(f"{path}: step {content['step']:,}, validation loss {content['val_loss']:.4f}", file=sys.stderr)
+    def encode(self, text):
+        """The ids of a prompt. Raises DataError that names characters which the model does not know."""
+        try:
+            return self.tokenizer.prompt(text)
+        except DataError as error:
+            known = getattr(self.tokenizer, "chars", "")
+            raise DataError(
+                f"the start has what the model never saw in training: {error}. It knows: {known!r}"
+            ) from error
 
-    idx = torch.tensor(ids, dtype=torch.long, device=device).repeat(options.num_samples, 1)  # (B, T)
-    if options.compile and (failure := compile_model(model, lambda: model(idx[:, :1]))):
-        print(f"torch.compile failed, so the model runs uncompiled: {failure}", file=sys.stderr)
-    streams = [TextStream(tokenizer, options.stop) for _ in range(options.num_samples)]
-    texts = ["" for _ in streams]
-    print(start, end="", flush=True)
-    with autocast(device, pick_dtype(options.dtype, device)):
+    def write(self, prompts, show):
+        """Go on from each prompt's ids; show(row, text) gets each piece of a row's text as soon as it is sure."""
+        options = self.options
+        while self.about:
+            print(self.about.pop(0), file=sys.stderr)
+        length = max(map(len, prompts)) + options.max_new_tokens
+        if self.decoder is None or self.decoder.too_small(len(prompts), length):
+            self.decoder = Decoder(self.model, len(prompts), length, options.compile)
+            if self.decoder.failure:
+                print(f"torch.compile failed, so the model runs uncompiled: {self.decoder.failure}", file=sys.stderr)
         tokens = generate(
-            model,
-            idx,
-            options.max_new_tokens,
-            tokenizer.vocab_size,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            generator=torch.Generator(device).manual_seed(options.seed),
+            self.decoder, prompts, options.max_new_tokens, self.tokenizer.vocab_size, self.sampling, self.generator
         )
+        streams = [TextStream(self.tokenizer, options.stop) for _ in prompts]
+        # A GPU works ahead of Python. To ask it for every token would make it wait, so it is asked for 16 at a time.
+        at_once = 1 if self.device.type == "cpu" else 16
+        waiting = []
         for count, row in enumerate(tokens, start=1):
-            for i, token in enumerate(row.tolist()):
-                text = streams[i].feed(token, last=count == options.max_new_tokens)
-                texts[i] += text
-                if i == 0 and text:
-                    print(text, end="", flush=True)
+            waiting.append(row)
+            if len(waiting) == at_once or count == options.max_new_tokens:
+                for number, ids in enumerate(torch.stack(waiting).tolist(), start=count - len(waiting) + 1):
+                    for i, token in enumerate(ids):
+                        show(i, streams[i].feed(token, last=number == options.max_new_tokens))
+                waiting = []
             if all(stream.finished for stream in streams):
                 break
+
+
+def sample(writer, options):
+    """Print the samples: the first one while it is being written, the others, from the same batch, after it."""
+    starts = [read_start(start) for start in options.start for _ in range(options.num_samples)]
+    prompts = {start: writer.encode(start) for start in dict.fromkeys(starts)}
+    texts = ["" for _ in starts]
+
+    def show(row, text):
+        texts[row] += text
+        if row == 0:
+            print(text, end="", flush=True)
+
+    print(starts[0], end="", flush=True)
+    writer.write([prompts[start] for start in starts], show)
     print("\n---------------")
-    for text in texts[1:]:
+    for start, text in list(zip(starts, texts, strict=True))[1:]:
         print(f"{start}{text}\n---------------")
+
+
+def converse(writer, text):
+    """Read lines and let the model go on from all that was said so far."""
+    with contextlib.suppress(ImportError):  # there is none on Windows, where the console itself remembers lines
+        import readline  # noqa: F401, arrow keys bring back earlier lines
+    print("Type, and the model goes on. /new forgets what was said; Ctrl-C stops a reply, Ctrl-D or /quit leaves.")
+    while True:
+        try:
+            line = input("> ")
+        except KeyboardInterrupt:
+            print("\nCtrl-D or /quit leaves.")
+            continue
+        except EOFError:
+            break
+        if line in ("/quit", "/new"):
+            text = ""
+            if line == "/quit":
+                break
+            continue
+        longer = f"{text}\n{line}" if text and line else text or line  # an empty line: go on
+        if not longer:
+            continue
+        try:
+            prompt = writer.encode(longer)
+        except DataError as error:
+            print(error)
+            continue
+        reply = []
+
+        def show(row, piece, reply=reply):
+            reply.append(piece)
+            print(piece, end="", flush=True)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            writer.write([prompt], show)
+        print()
+        text = longer + "".join(reply)
 
 
 def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError):
-        (options,) = config.Options(argv, SampleConfig, description=__doc__).build()
+        sampling, options = config.Options(argv, Sampling, SampleConfig, description=__doc__).build()
         with out_of_memory_advice(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
-            sample(options)
+            writer = Writer(options, sampling)
+            if options.interactive:
+                converse(writer, "" if options.start == DEFAULT_START else read_start(options.start[0]))
+            else:
+                sample(writer, options)
 
 
 if __name__ == "__main__":

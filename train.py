@@ -20,13 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import config
+import weights
 from checkpoint import CheckpointError
 from config import ConfigError
 from data import DataError
 from data.dataset import Dataset, dataset_path
 from data.tokenizer import decode
 from distributed import Ranks, leave_together
-from log import RunLog
+from generation import Decoder, Sampling, generate
+from log import RunLog, peak_flops
 from model import (
     GPT,
     IGNORE,
@@ -35,11 +37,9 @@ from model import (
     autocast,
     compile_model,
     out_of_memory_advice,
-    peak_flops,
     pick_device,
     pick_dtype,
 )
-from sample import generate
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
 
@@ -260,11 +260,12 @@ class Trainer:
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
         tokenizer = self.dataset.tokenizer
-        idx = torch.tensor([[int(self.dataset.ids("val")[0])]], device=self.device)  # (1, 1)
+        prompt = [int(self.dataset.ids("val")[0])]
         dice = torch.Generator(self.device).manual_seed(self.options.seed)
-        # Eager, also where the model is compiled: each new length would be compiled anew.
+        decoder = Decoder(self.bare, 1, 1 + SAMPLE_TOKENS)
+        # Eager, also where the model is compiled: it was compiled for whole batches.
         with self.autocast, torch.compiler.set_stance("force_eager"):
-            tokens = generate(self.bare, idx, SAMPLE_TOKENS, tokenizer.vocab_size, temperature=0.8, generator=dice)
+            tokens = generate(decoder, [prompt], SAMPLE_TOKENS, tokenizer.vocab_size, Sampling(), dice)
             return decode(tokenizer, torch.cat(list(tokens)).tolist())
 
     def save(self, val_loss, best):
@@ -291,10 +292,7 @@ class Trainer:
 
     def restore(self, content):
         """Go on where latest.pt was written."""
-        options_now = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(content["optimizer"])
-        for group, now in zip(self.optimizer.param_groups, options_now, strict=True):
-            group.update(now)  # load_state_dict also brings back the old weight_decay, betas, fused
+        checkpoint.restore_optimizer(self.optimizer, content["optimizer"])
         if content["scaler"]:  # empty where the run was not in float16
             self.scaler.load_state_dict(content["scaler"])
         self.step = self.resumed_at = content["step"]
@@ -322,23 +320,26 @@ def resolve(given):
         content = checkpoint.load(Path(out_dir) / "latest.pt", checkpoint.TO_RESUME)
         base = {**content["train_config"], **content["model_config"], "out_dir": out_dir}
     else:
-        content = checkpoint.load(checkpoint.find(init_from))
+        content = weights.load(init_from)
         base = content["model_config"]
     model_config, options = given.build(base)
-    checkpoint.check_architecture(content, model_config, init_from == "resume")
+    weights.check_architecture(content, model_config, init_from == "resume")
     return model_config, options, content
 
 
 def build_model(model_config, options, content, tokenizer):
-    """The model: drawn from the seed, or with the checkpoint's weights. Raises ConfigError, CheckpointError."""
-    if content is None:
-        V = model_config.vocab_size or tokenizer.vocab_size
-        if tokenizer.vocab_size > V:
-            raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
-        torch.manual_seed(options.seed)  # the same weights on every rank
-        return GPT(replace(model_config, vocab_size=V))
-    checkpoint.check_tokenizer(content, tokenizer.spec(), options.dataset)
-    return checkpoint.build_model(content, dropout=model_config.dropout, block_size=model_config.block_size)
+    """The model, drawn from the seed or with the checkpoint's weights, and a report of what was done to fit them.
+
+    Raises ConfigError, CheckpointError.
+    """
+    if content is not None:
+        weights.check_tokenizer(content, tokenizer.spec(), options.dataset)
+        return weights.build(content, model_config, options.seed)
+    V = model_config.vocab_size or tokenizer.vocab_size
+    if tokenizer.vocab_size > V:
+        raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
+    torch.manual_seed(options.seed)  # the same weights on every rank
+    return GPT(replace(model_config, vocab_size=V)), []
 
 
 def memory_advice(options):
@@ -354,7 +355,7 @@ def train(model_config, options, content):
     backend = ranks.backend(options.backend, device)
     dtype = pick_dtype(options.dtype, device)
     dataset = Dataset(dataset_path(options.dataset))
-    model = build_model(model_config, options, content, dataset.tokenizer)
+    model, report = build_model(model_config, options, content, dataset.tokenizer)
     resume = options.init_from == "resume"
     if resume and content["step"] >= options.max_iters and not options.eval_only:
         if ranks.rank == 0:
@@ -365,7 +366,7 @@ def train(model_config, options, content):
     if ranks.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
     log = RunLog(options, resume_step=content["step"] if resume else None, silent=ranks.rank > 0)
-    log.start(model, dataset, ranks.world_size, content)
+    log.start(model, dataset, ranks.world_size, content, report)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for float32 products

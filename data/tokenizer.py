@@ -1,13 +1,14 @@
 """Text <-> token ids, by characters or byte-level BPE, and the JSON description that travels in every checkpoint."""
 
 import base64
+import json
+from pathlib import Path
 
 import numpy as np
 import tiktoken
 
 from data import DataError
-
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's mark between documents, one token in every BPE here
+from data.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer, spec_of
 
 # How GPT-2 cuts text into words before merging. A word never reaches past its last letter into white space,
 # which is what lets prepare.py cut a long text between words and still get the same tokens.
@@ -34,6 +35,10 @@ class CharTokenizer:
             raise DataError(f"not among the {self.vocab_size} characters of this vocabulary: {named}")
         return ids
 
+    def prompt(self, text):
+        """The ids of the beginning of a text, which a model goes on from; elsewhere they may have a mark in front."""
+        return self.encode(text)
+
     def decode_bytes(self, ids):
         return "".join(self.chars[i] for i in ids).encode()
 
@@ -54,6 +59,9 @@ class BPETokenizer:
     def encode(self, text):
         """text -> uint32 array of ids. Any text can be encoded; "<|endoftext|>" in it becomes one token."""
         return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+
+    def prompt(self, text):
+        return self.encode(text)
 
     def decode_bytes(self, ids):
         return self.encoding.decode_bytes(list(ids))
@@ -112,13 +120,38 @@ def load_tokenizer(spec):
     """The tokenizer that `spec()` described. Raises DataError for a description that is not one."""
     try:
         if spec["kind"] == "char":
-            return CharTokenizer(spec["chars"])
+            return char_tokenizer(spec["chars"])
         if spec["kind"] == "gpt2":
             return gpt2_tokenizer()
         if spec["kind"] == "bpe":
             return bpe_tokenizer([base64.b64decode(token, validate=True) for token in spec["ranks"]])
+        if spec["kind"] == "huggingface":
+            return HuggingFaceTokenizer(spec["json"])
         raise ValueError(spec["kind"])
     except DataError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"not a tokenizer description: {type(error).__name__} {error}") from error
+
+
+def char_tokenizer(chars):
+    if not isinstance(chars, str) or not chars or len(set(chars)) < len(chars):
+        raise ValueError("chars must be a text without repetitions, at least one character long")
+    return CharTokenizer(chars)
+
+
+def read_spec(path):
+    """The tokenizer's description in a data set's meta.json, in a tokenizer.json, or in a folder with one of them.
+
+    Raises DataError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in ("meta.json", "tokenizer.json") if (path / name).is_file()), path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        return spec_of(text) if "model" in content else content["tokenizer"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+        raise DataError(f"cannot take the tokenizer of {path}: {reason}") from error

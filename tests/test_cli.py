@@ -171,7 +171,6 @@ def refused(capsys, argv):
         ({"out_dir": ""}, r"out_dir= is empty"),
         ({"init_from": "resume"}, r"no checkpoint out/latest.pt. A run writes it: python train.py CONFIG"),
         ({"init_from": "nowhere"}, r"no checkpoint nowhere. A run"),
-        ({"init_from": "gpt2-xl"}, r"init_from=gpt2-xl: OpenAI's weights cannot be loaded yet"),
         ({"init_from": "tiny.txt"}, r"tiny.txt cannot be read as a checkpoint"),
         ({"eval_interval": 0}, r"eval_interval=0 must be at least 1"),
     ],

@@ -257,7 +257,7 @@ def test_fine_tuning_takes_weights_alone_and_says_so(tiny, run, capsys):
     arguments = [a for a in run(out_dir="tuned", max_iters=0, dropout=0.1) if not a.startswith(("--n_", "--block"))]
     capsys.readouterr()
     train.main([*arguments, "--init_from=out", "--block_size=8"])
-    assert f"weights from out/best.pt (step {trained['step']})" in capsys.readouterr().out
+    assert f"weights from out/best.pt: step {trained['step']}, validation loss" in capsys.readouterr().out
     tuned = checkpoint.load("tuned/latest.pt", checkpoint.TO_RESUME)
     assert tuned["step"] == 0 and tuned["model_config"]["block_size"] == 8 and tuned["model_config"]["dropout"] == 0.1
     trained["model"]["wpe.weight"] = trained["model"]["wpe.weight"][:8]

@@ -1,0 +1,249 @@
+"""Hugging Face's form of a model, read: a folder with config.json, model.safetensors and tokenizer.json.
+
+Two architectures are known, GPT2LMHeadModel and LlamaForCausalLM (Mistral's without its sliding window is the same).
+What config.json asks for and this program does not compute is refused by name. export.py writes the same form.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from checkpoint import CheckpointError
+from data.tokenizer import load_tokenizer, read_spec
+from model import GPT, ModelConfig
+
+HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
+
+# Keys of config.json: ours and, where they have one, the value when the key is missing.
+SIZES = {
+    "gpt2": {"n_positions": "block_size", "vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head",
+             "n_embd": "n_embd"},
+    "llama": {"max_position_embeddings": "block_size", "vocab_size": "vocab_size", "num_hidden_layers": "n_layer",
+              "num_attention_heads": "n_head", "hidden_size": "n_embd", "intermediate_size": "mlp_hidden"},
+}  # fmt: skip
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu2": "relu2"}  # of GPT-2
+FIXED = {  # what must be so, because it is what this program computes
+    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
+    "add_cross_attention": False, "is_encoder_decoder": False, "pretraining_tp": 1,
+}  # fmt: skip
+READ = set(
+    "model_type n_inner activation_function layer_norm_epsilon tie_word_embeddings num_key_value_heads hidden_act "
+    "rms_norm_eps attention_bias mlp_bias head_dim rope_theta rope_scaling rope_parameters".split()
+)
+HARMLESS = set(  # nothing that changes the logits
+    "architectures transformers_version dtype torch_dtype use_cache bos_token_id eos_token_id pad_token_id n_ctx "
+    "initializer_range resid_pdrop embd_pdrop attn_pdrop attention_dropout summary_type summary_use_proj "
+    "summary_activation summary_proj_to_labels summary_first_dropout task_specific_params output_attentions "
+    "output_hidden_states return_dict chunk_size_feed_forward id2label label2id problem_type is_llama_config "
+    "transformers.js_config".split()
+)
+LLAMA_NAMES = {
+    "wte": ["model.embed_tokens"], "ln_f": ["model.norm"], "lm_head": ["lm_head"],
+    "ln_1": ["input_layernorm"], "ln_2": ["post_attention_layernorm"],
+    "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "attn.c_proj": ["self_attn.o_proj"],
+    "mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"], "mlp.c_proj": ["mlp.down_proj"],
+}  # fmt: skip
+
+
+def extra(package):
+    """An optional package, or CheckpointError with the command that installs it."""
+    versions = {"safetensors": "0.8.0", "huggingface_hub": "2.4.0"}
+    try:
+        return __import__(f"{package}.torch" if package == "safetensors" else package)
+    except ImportError:
+        command = f"python -m pip install {package}=={versions[package]}"
+        raise CheckpointError(f"Hugging Face's models need the package {package}: {command}") from None
+
+
+def download(name):
+    """The folder with the files of one of OpenAI's models, fetched once into huggingface_hub's cache."""
+    hub = extra("huggingface_hub")
+    try:
+        paths = [hub.hf_hub_download(HUB[name], file) for file in FILES]
+    except Exception as error:  # its own kinds, requests' and the system's
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise CheckpointError(
+            f"cannot fetch {HUB[name]} ({reason}). Connect to the network, or fetch {', '.join(FILES)} elsewhere and "
+            "give their folder: --init_from=FOLDER"
+        ) from error
+    return Path(paths[0]).parent
+
+
+def read(folder, source):
+    """The content of checkpoint.load from a Hugging Face folder; source: what the user called it. CheckpointError."""
+    folder = Path(folder)
+    kind, config = read_config(folder)
+    state = read_weights(folder, kind, config)
+    spec, notes = None, [f"{source}: no tokenizer.json, so the data set's own tokens are taken for the model's"]
+    if (folder / "tokenizer.json").is_file():
+        spec, notes = read_spec(folder / "tokenizer.json"), []
+        size = 50257 if spec["kind"] == "gpt2" else load_tokenizer(spec).vocab_size
+        if not size <= config.vocab_size <= -(-size // 128) * 128:
+            raise CheckpointError(
+                f"{folder}: config.json says vocab_size={config.vocab_size:,} and tokenizer.json has {size:,} tokens, "
+                "which is more than rounding up explains: they belong to different models"
+            )
+    return {
+        "model": state,
+        "model_config": vars(config),
+        "train_config": {},
+        "tokenizer": spec,
+        "step": 0,
+        "val_loss": float("nan"),
+        "path": source,
+        "notes": notes,
+    }
+
+
+def read_json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return content
+
+
+def read_config(folder):
+    """("gpt2" or "llama", ModelConfig) of config.json. Raises CheckpointError that names what is not supported."""
+    path = folder / "config.json"
+    given = read_json(path)
+    kind = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama"}.get(given.get("model_type"))
+    if kind is None:
+        raise CheckpointError(f"{path}: model_type={given.get('model_type')!r} is not supported; gpt2 and llama are")
+    known = READ | HARMLESS | set(SIZES[kind])
+    refused = {k: v for k, v in given.items() if k in FIXED and v != FIXED[k]}
+    # A key that nobody knows does nothing while it is off.
+    refused |= {k: v for k, v in given.items() if k not in known | set(FIXED) and v and not k.startswith("_")}
+    rope = given.get("rope_parameters") or {"rope_theta": given.get("rope_theta", 10_000.0)}
+    scaling = {**(given.get("rope_scaling") or {}), **rope}
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default" or set(scaling) - {
+        "rope_theta", "rope_type", "type"
+    }:  # fmt: skip
+        refused["rope_scaling" if given.get("rope_scaling") else "rope_parameters"] = scaling
+    activation = given.get("activation_function", "gelu_new") if kind == "gpt2" else given.get("hidden_act", "silu")
+    if activation not in (ACTIVATIONS if kind == "gpt2" else ("silu",)):
+        refused["activation_function" if kind == "gpt2" else "hidden_act"] = activation
+    missing = [key for key in SIZES[kind] if not isinstance(given.get(key), int)]
+    if missing:
+        raise CheckpointError(f"{path} has no number for {', '.join(missing)}")
+    fields = {ours: given[theirs] for theirs, ours in SIZES[kind].items()}
+    if kind == "gpt2":
+        fields |= {"bias": True, "mlp": ACTIVATIONS.get(activation), "mlp_hidden": given.get("n_inner")}
+        fields |= {"norm_eps": given.get("layer_norm_epsilon", 1e-5)}
+    else:
+        fields |= {"bias": bool(given.get("attention_bias") or given.get("mlp_bias")), "mlp": "swiglu"}
+        fields |= {"position": "rope", "rope_base": rope["rope_theta"], "n_kv_head": given.get("num_key_value_heads")}
+        fields |= {"norm": "rmsnorm", "norm_eps": given.get("rms_norm_eps", 1e-6)}
+        if given.get("head_dim") not in (None, fields["n_embd"] // fields["n_head"]):
+            refused["head_dim"] = given["head_dim"]
+    if refused:
+        named = ", ".join(f"{key}={value!r}" for key, value in refused.items())
+        raise CheckpointError(f"{path} asks for what this program does not compute: {named}")
+    try:
+        return kind, ModelConfig(**fields, tie_embeddings=given.get("tie_word_embeddings", kind == "gpt2"))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def their_names(name, kind):
+    """Hugging Face's names of one of our parameters; several are one of ours, one below the other."""
+    layer, part, what = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+    if kind == "gpt2":
+        return [name if part == "lm_head" else f"transformer.{name}"]
+    prefix = "" if layer is None else f"model.layers.{layer}."
+    return [f"{prefix}{theirs}.{what}" for theirs in LLAMA_NAMES[part]]
+
+
+def is_transposed(name, kind):
+    """GPT-2's linear layers are stored as (in, out), where torch has (out, in)."""
+    return kind == "gpt2" and name.endswith(".weight") and ".c_" in name
+
+
+def rows_of(name, shape, config):
+    """How many rows of our parameter each of their_names has; Llama keeps apart what is one matmul here."""
+    if config.mlp == "swiglu" and ".mlp.c_fc." in name:
+        return [config.hidden, config.hidden]
+    if config.mlp == "swiglu" and ".attn.c_attn." in name:
+        return [heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+    return [shape[0]]
+
+
+def shapes(config):
+    """{name: shape} of the parameters that a model of this config has; a tied one under its first name."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
+
+
+def find_tensors(folder):
+    """{tensor name: file} of model.safetensors, or of the shards that its index names. Raises CheckpointError."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return dict.fromkeys(open_shard(single).keys(), single)
+    if not index.is_file():
+        raise CheckpointError(f"{folder} has no model.safetensors; other forms, such as pickles, are never read")
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise CheckpointError(f"{index} has no weight_map")
+    for file in dict.fromkeys(places.values()):
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+            raise CheckpointError(f"{index} names the file {file!r}, which is not a plain name in this folder")
+        if not (folder / file).is_file():
+            raise CheckpointError(f"{folder / file} is missing; {index.name} names it. Fetch it again")
+    return {name: folder / file for name, file in places.items()}
+
+
+def open_shard(path):
+    try:
+        return extra("safetensors").safe_open(path, framework="pt")
+    except CheckpointError:
+        raise
+    except Exception as error:  # SafetensorError, and the system's own
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Fetch or write it again") from error
+
+
+def read_weights(folder, kind, config):
+    """Our state dictionary, in float32, from theirs. Raises CheckpointError that names tensor, file or shape."""
+    places = find_tensors(folder)
+    if kind == "gpt2" and "wte.weight" in places:  # the hub's gpt2 is a bare GPT2Model, whose names lack the prefix
+        places = {f"transformer.{name}": file for name, file in places.items()}
+    shards = {file: open_shard(file) for file in dict.fromkeys(places.values())}
+    no_weights = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # causal masks and frequencies
+    unread = {name for name in places if not name.endswith(no_weights)}
+    state = {}
+    for name, shape in shapes(config).items():
+        parts = []
+        for theirs, rows in zip(their_names(name, kind), rows_of(name, shape, config), strict=True):
+            wanted = (rows, *shape[1:])
+            if theirs in places:
+                part = take(shards[places[theirs]], theirs, places[theirs])
+                part = part.t() if is_transposed(name, kind) else part
+            elif name.endswith("bias"):
+                part = torch.zeros(wanted)  # Llama may have biases in one half only, and zeros add nothing
+            else:
+                raise CheckpointError(f"{folder} has no tensor {theirs}, which config.json asks for")
+            if part.shape != wanted:
+                raise CheckpointError(f"{folder}: {theirs} is {tuple(part.shape)}; config.json makes it {wanted}")
+            parts.append(part)
+            unread.discard(theirs)
+        state[name] = torch.cat(parts).contiguous()
+    if config.tie_embeddings:
+        state["lm_head.weight"] = state["wte.weight"]
+        unread -= {"lm_head.weight", "transformer.lm_head.weight"}
+    if unread:
+        raise CheckpointError(f"{folder} has tensors without a place here: {', '.join(sorted(unread)[:5])}")
+    return state
+
+
+def take(shard, name, path):
+    try:
+        bare = name if name in shard.keys() else name.removeprefix("transformer.")  # noqa: SIM118, no dictionary
+        return shard.get_tensor(bare).float()
+    except Exception as error:
+        raise CheckpointError(f"{path}: the tensor {name} cannot be read: {error}") from error

@@ -1,0 +1,143 @@
+"""The weights that a model starts from: a run's, nanoGPT's or Hugging Face's; and what of them another shape keeps."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import checkpoint
+import huggingface
+from checkpoint import CheckpointError
+from data.tokenizer import load_tokenizer
+from model import GPT, ModelConfig
+
+FIXED = ("vocab_size", "n_layer", "n_head", "n_embd")  # nothing can be taken over into another size
+
+
+def load(source):
+    """The content of checkpoint.load, from a checkpoint, a run's or a Hugging Face folder, or a name at the hub.
+
+    Raises CheckpointError, DataError.
+    """
+    if source in huggingface.HUB and not Path(source).exists():
+        return huggingface.read(huggingface.download(source), source)
+    if (Path(source) / "config.json").is_file():
+        return huggingface.read(Path(source), source)
+    return checkpoint.load(checkpoint.find(source))
+
+
+def config_of(content):
+    """The ModelConfig of a loaded checkpoint. Raises CheckpointError."""
+    try:
+        return ModelConfig(**content["model_config"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{content['path']}: its weights and model_config do not fit this program: {error}") from error
+
+
+def check_architecture(content, wanted, resume):
+    """Raise CheckpointError where the ModelConfig `wanted` asks for what the weights cannot become.
+
+    In the middle of a run nothing but dropout may change. A new run may have a shorter block_size, a longer one with
+    rotary positions, and another norm, MLP, position, bias or number of key and value heads (see `adapt`).
+    """
+    old = config_of(content)
+    free = {"dropout"} if resume else set(vars(old)) - set(FIXED)
+    if wanted.position == "learned" and wanted.block_size > old.block_size:
+        free -= {"block_size"}
+    conflicts = [
+        f"{name}={value} (there {vars(old)[name]})"
+        for name, value in vars(wanted).items()
+        if name not in free and value not in (vars(old)[name], None)
+    ]
+    if conflicts:
+        raise CheckpointError(
+            f"{content['path']} has another architecture: {', '.join(conflicts)}. "
+            "Leave that out, or train anew with --init_from=scratch"
+        )
+
+
+def tokenizer_of(content):
+    """The tokenizer that the weights were trained with. Raises CheckpointError, DataError."""
+    if content["tokenizer"] is None:
+        raise CheckpointError(f"{content['path']} has no tokenizer.json, without which its tokens mean nothing")
+    tokenizer = load_tokenizer(content["tokenizer"])
+    V = content["model_config"]["vocab_size"]
+    if tokenizer.vocab_size > V:
+        raise CheckpointError(
+            f"{content['path']}: its tokenizer has {tokenizer.vocab_size:,} tokens and the model {V:,}: "
+            "they do not belong together"
+        )
+    return tokenizer
+
+
+def check_tokenizer(content, spec, dataset):
+    """Raise CheckpointError where the data set speaks in other tokens than the weights were trained on."""
+    if content["tokenizer"] in (spec, None):
+        return
+    theirs = content["train_config"].get("dataset")
+    source = f"data/{theirs}/meta.json" if theirs else content["path"]
+    advice = f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer={source}"
+    if dataset == theirs:
+        advice = "It was prepared anew since; prepare it as it was"
+    raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
+
+
+def build(content, wanted=None, seed=0):
+    """(model, report): a GPT of the ModelConfig `wanted` (None: the content's own) with the loaded weights.
+
+    report says what became of them, in lines, and is empty where each was taken over as it is. What is new is drawn
+    from the seed. Raises CheckpointError.
+    """
+    old = config_of(content)
+    wanted = old if wanted is None else replace(wanted, vocab_size=old.vocab_size)
+    torch.manual_seed(seed)
+    model = GPT(wanted)
+    state = content.pop("model")  # from here on the weights live in the model alone
+    try:
+        fates = adapt(model, state, old)
+    except (TypeError, AttributeError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {error}") from error
+    if vars(replace(wanted, dropout=0.0, block_size=1)) == vars(replace(old, dropout=0.0, block_size=1)):
+        odd = fates["new"] + fates["dropped"]
+        if odd:
+            raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {', '.join(odd)}")
+        return model, []
+    return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items() if names]
+
+
+@torch.no_grad()
+def adapt(model, state, old):
+    """Copy into the model what fits of `state`, weights of the architecture `old`.
+
+    Returns {"copied": [names], "pooled": ..., "cut": ..., "new": ..., "dropped": ...}, with h.* for all blocks.
+    """
+    fates = {fate: {} for fate in ("copied", "pooled", "cut", "new", "dropped")}  # dictionaries as ordered sets
+    parameters = model.state_dict()
+    for name, parameter in parameters.items():
+        fate, value = "new", parameter
+        if name in state:
+            fate, value = fitted(name, state[name], old, model.config)
+        parameter.copy_(value.view_as(parameter))
+        fates[fate][re.sub(r"h\.\d+\.", "h.*.", name)] = None
+    fates["dropped"] = {re.sub(r"h\.\d+\.", "h.*.", name): None for name in state if name not in parameters}
+    return {fate: list(names) for fate, names in fates.items()}
+
+
+def fitted(name, tensor, old, new):
+    """(what was done, the tensor) for one parameter that both architectures have."""
+    if ".attn.c_attn." in name and old.kv_heads != new.kv_heads:
+        return "pooled", pool_heads(tensor, old, new)
+    if name == "wpe.weight" and new.block_size < old.block_size:
+        return "cut", tensor[: new.block_size]
+    return "copied", tensor
+
+
+def pool_heads(tensor, old, new):
+    """c_attn's rows with another number of key and value heads: each new one is the mean of those it replaces (GQA)."""
+    q, k, v = tensor.split([heads * old.head_size for heads in (old.n_head, old.kv_heads, old.kv_heads)])
+    pooled = []
+    for part in (k, v):
+        heads = part.view(old.kv_heads, old.head_size, -1).repeat_interleave(old.n_head // old.kv_heads, dim=0)
+        pooled.append(heads.view(new.kv_heads, -1, *heads.shape[1:]).mean(dim=1).flatten(0, 1))
+    return torch.cat((q, *(part.view(-1, *tensor.shape[1:]) for part in pooled)))
