@@ -260,7 +260,7 @@ class Trainer:
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
         tokenizer = self.dataset.tokenizer
-        idx = torch.tensor([[int(self.dataset.ids("val")[0])]], device=self.device)  # (1, 1)
+        idx = torch.tensor([self.dataset.ids["val"][:1].tolist()], device=self.device)  # (1, 1)
         dice = torch.Generator(self.device).manual_seed(self.options.seed)
         # Eager, also where the model is compiled: each new length would be compiled anew.
         with self.autocast, torch.compiler.set_stance("force_eager"):
