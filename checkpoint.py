@@ -84,7 +84,8 @@ def check_tokenizer(content, spec, dataset):
     if content["tokenizer"] == spec:
         return
     theirs = content["train_config"]["dataset"]
-    advice = f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer=data/{theirs}/meta.json"
+    same = "gpt2" if content["tokenizer"] == {"kind": "gpt2"} else f"data/{theirs}/meta.json"
+    advice = f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer={same}"
     if dataset == theirs:
         advice = "It was prepared anew since; prepare it as it was"
     raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")

@@ -1,6 +1,7 @@
 """data/NAME/{train.bin, val.bin, meta.json}: flat little-endian token ids, their writer and their reader.
 
-The ids are uint16 (uint32 past 65,536): nanoGPT can read these files. Its own lack meta.json, which is needed here.
+The ids are uint16 (uint32 past 65,536): nanoGPT can read these files. Its own, and shards.py's other layouts, lack
+meta.json; they are taken as GPT-2's tokens.
 """
 
 import json
@@ -12,7 +13,7 @@ import numpy as np
 
 from data import DataError
 from data.corpora import CORPORA
-from data.shards import SPLITS, open_all, open_flat
+from data.shards import LAYOUTS, SPLITS, find_foreign, open_all, open_flat
 from data.tokenizer import load_tokenizer
 
 FORMAT = 1
@@ -66,14 +67,16 @@ def write_meta(path, tokenizer, splits, source, sha256):
 
 
 class Dataset:
-    """A prepared data set. Raises DataError when a file is missing, damaged or does not fit meta.json.
+    """A data set of prepare.py's, or tokens from elsewhere. Raises DataError when a file is missing or damaged.
 
-    ids[split]: the Tokens; tokens[split], bytes[split]: how many, and how many their UTF-8 text has.
+    ids[split]: the Tokens; tokens[split], bytes[split]: how many, and how many their UTF-8 text has (None: not known);
+    notes: what a run should say about its data.
     """
 
     def __init__(self, path):
-        self.path = Path(path)
-        self.ids, self.bytes, spec = self.open_prepared()
+        self.path, self.notes = Path(path), []
+        prepared = (self.path / "meta.json").exists()
+        self.ids, self.bytes, spec = self.open_prepared() if prepared else self.open_foreign()
         self.tokens = {split: len(ids) for split, ids in self.ids.items()}
         self.tokenizer = load_tokenizer(spec)  # after the files: GPT-2's may have to be downloaded
 
@@ -92,6 +95,19 @@ class Dataset:
         ids = open_all({split: [file] for split, file in files.items()}, partial(open_flat, dtype=dtype))
         return ids, {split: meta["splits"][split]["bytes"] for split in SPLITS}, meta["tokenizer"]
 
+    def open_foreign(self):
+        """The same of tokens that were prepared elsewhere."""
+        layout, files = find_foreign(self.path)
+        if layout is None:
+            raise self.error(
+                f"there is no data set in {self.path} (no meta.json, train.bin, *_train_*.npy or *_train_*.bin)"
+            )
+        self.notes.append(
+            f"{self.path} has no meta.json: its ids are taken as GPT-2's tokens (layout of {layout}; files: "
+            f"{len(files['train']):,} train, {len(files['val']):,} val)"
+        )
+        return open_all(files, LAYOUTS[layout]), dict.fromkeys(SPLITS), {"kind": "gpt2"}
+
     def error(self, message):
         prepared = ", ".join(sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json")))
         own_text = "" if self.path.name in CORPORA else " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
@@ -100,8 +116,6 @@ class Dataset:
 
     def read_meta(self):
         path = self.path / "meta.json"
-        if not path.exists():
-            raise self.error(f"there is no data set in {self.path} ({path} is missing)")
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
             if meta["format"] != FORMAT or "tokenizer" not in meta:

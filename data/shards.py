@@ -1,7 +1,17 @@
-"""Where the tokens of a data set lie: for each split one file or many, read as one long array."""
+"""Where the tokens of a data set lie: for each split one file or many, read as one long array.
+
+prepare.py writes train.bin, val.bin and meta.json. Without meta.json three layouts from elsewhere are known:
+
+    train.bin, val.bin                          nanoGPT: little-endian uint16 and nothing else
+    X_train_000001.npy ..., X_val_000000.npy    NumPy, as in fineweb-edu: one dimension of uint16 or uint32
+    X_train_000001.bin ..., X_val_000000.bin    llm.c: 256 int32 (magic, version, number of tokens, zeros), then uint16
+
+None of them names its tokenizer; their makers use GPT-2's.
+"""
 
 import itertools
 import os
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from io import FileIO
@@ -11,6 +21,11 @@ import numpy as np
 from data import DataError
 
 SPLITS = ("train", "val")
+UINT16, UINT32 = np.dtype("<u2"), np.dtype("<u4")
+NAME = re.compile(r"(?:[^.].*_)?(train|val)(?:_.*)?\.(bin|npy)")  # greedy: of several, the last _train or _val counts
+HEADER = 256 * 4  # bytes before llm.c's tokens
+GPT2_MAGIC, GPT2_VERSION, LLAMA3_MAGIC = 20240520, 1, 20240801  # llm.c, dev/data/data_common.py
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 PIECE = 2**20  # tokens read at a time where all are looked at: they fit into a processor's cache
 
 
@@ -107,10 +122,90 @@ def open_file(path):
     return file
 
 
-def open_flat(path, dtype):
-    """A file of tokens and nothing else. Raises DataError."""
+def open_flat(path, dtype=UINT16):
+    """A file of tokens and nothing else: nanoGPT's, and ours. Raises DataError."""
     file = open_file(path)
     return Shard(file, dtype, 0, os.fstat(file.fileno()).st_size // dtype.itemsize)
+
+
+def open_npy(path):
+    """NumPy's .npy; its header alone is parsed, so that pickled objects are never read. Raises DataError."""
+    file = open_file(path)
+    try:
+        shape, _, dtype = NPY_HEADERS[np.lib.format.read_magic(file)](file)
+    except Exception as error:  # ValueError, or what ast and tokenize raise for a damaged header
+        raise DataError(
+            f"{path} does not begin as a .npy file of version 1 or 2 does ({type(error).__name__}). "
+            "Copy or download it again"
+        ) from error
+    if dtype.hasobject:
+        raise DataError(f"{path} holds pickled objects, which are never read. Save its ids as uint16")
+    if dtype not in (UINT16, UINT32) or len(shape) != 1:
+        raise DataError(
+            f"{path} is an array of {dtype} with the shape {shape}; tokens are little-endian uint16 or uint32 in one "
+            f"dimension. Convert it: python -c \"import numpy as np; np.save('{path}', "
+            f"np.load('{path}').ravel().astype('<u4'))\""
+        )
+    return Shard(file, dtype, file.tell(), shape[0])
+
+
+def open_llmc(path):
+    """A .bin of llm.c with GPT-2's tokens. Raises DataError."""
+    file = open_file(path)
+    magic, version, tokens = np.frombuffer(file.read(HEADER).ljust(HEADER, b"\0"), "<i4")[:3].tolist()
+    if magic == LLAMA3_MAGIC:
+        raise DataError(
+            f"{path} holds Llama 3's tokens (llm.c's magic number {magic}); only GPT-2's can be read. "
+            "Make it again with llm.c's tokenizer for GPT-2"
+        )
+    if magic != GPT2_MAGIC:
+        raise DataError(
+            f"{path} begins with the number {magic}; llm.c's files with GPT-2's tokens begin with {GPT2_MAGIC}. "
+            "Name files that are uint16 tokens without a header train.bin and val.bin"
+        )
+    if version != GPT2_VERSION:
+        raise DataError(
+            f"{path} has version {version} of llm.c's layout; only {GPT2_VERSION} can be read. "
+            "Make it again with the newest llm.c"
+        )
+    return Shard(file, UINT16, HEADER, tokens)
+
+
+LAYOUTS = {"nanoGPT": open_flat, "NumPy": open_npy, "llm.c": open_llmc}
+
+
+def find_foreign(folder):
+    """The layout of a folder without meta.json, and {"train": its files, "val": its files} in name order.
+
+    (None, None) where there are no token files. Raises DataError for several layouts, a lacking split, and nanoGPT's
+    meta.pkl, which says that the tokens are not GPT-2's.
+    """
+    found = {}  # layout -> split -> files
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if match := NAME.fullmatch(path.name):
+            layout = "NumPy" if path.suffix == ".npy" else "nanoGPT" if path.stem in SPLITS else "llm.c"
+            found.setdefault(layout, {split: [] for split in SPLITS})[match[1]].append(path)
+    if not found:
+        return None, None
+    if (folder / "meta.pkl").exists():
+        text = folder / "input.txt"  # nanoGPT leaves it there
+        raise DataError(
+            f"{folder / 'meta.pkl'} is nanoGPT's sign for tokens that are not GPT-2's, and a pickle is never read. "
+            f"Prepare the text anew: python prepare.py {folder.name} "
+            f"--input={text if text.exists() else 'FILE_OR_FOLDER'} --tokenizer=char"
+        )
+    if len(found) > 1:
+        examples = " and ".join(f"{(files['train'] + files['val'])[0].name} ({k})" for k, files in found.items())
+        raise DataError(f"{folder} has token files of several layouts: {examples}. Leave those of one in it")
+    [(layout, files)] = found.items()
+    for here, lacking in (SPLITS, SPLITS[::-1]):
+        if not files[lacking]:
+            last = files[here][-1]
+            start, end = NAME.fullmatch(last.name).span(1)
+            renamed = last.with_name(last.name[:start] + lacking + last.name[end:])
+            advice = f"use one of them: mv {last} {renamed}" if len(files[here]) > 1 else f"add {renamed}"
+            raise DataError(f"{folder} has token files for {here} ({last.name}) and none for {lacking}; {advice}")
+    return layout, files
 
 
 def allow_open_files(count):

@@ -142,8 +142,6 @@ def damage(folder, how):
         (folder / "val.bin").write_bytes(b"")
     elif how == "missing":
         (folder / "val.bin").unlink()
-    elif how == "no meta":
-        (folder / "meta.json").unlink()
     elif how == "no json":
         (folder / "meta.json").write_text("{", encoding="utf-8")
     elif how == "no object":
@@ -160,7 +158,7 @@ def damage(folder, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["truncated", "empty", "missing", "no meta", "no json", "no object", "format", "dtype", "splits", "tokenizer"],
+    ["truncated", "empty", "missing", "no json", "no object", "format", "dtype", "splits", "tokenizer"],
 )
 def test_damage_is_named(dataset, how):
     damage(dataset.path, how)
