@@ -63,6 +63,8 @@ class RunLog:
         options, T, training_tokens = self.options, model.config.block_size, dataset.tokens["train"]
         tokens = options.tokens_per_step(T)
         self.say(f"model: {model.parameter_count():,} parameters; {dataset.path}: {training_tokens:,} training tokens")
+        for note in dataset.notes:
+            self.say(f"note: {note}")
         if not options.eval_only:
             self.say(
                 f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x "

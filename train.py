@@ -260,7 +260,7 @@ class Trainer:
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
         tokenizer = self.dataset.tokenizer
-        prompt = [int(self.dataset.ids("val")[0])]
+        prompt = self.dataset.ids["val"][:1].tolist()
         dice = torch.Generator(self.device).manual_seed(self.options.seed)
         decoder = Decoder(self.bare, 1, 1 + SAMPLE_TOKENS)
         # Eager, also where the model is compiled: it was compiled for whole batches.

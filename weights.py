@@ -77,6 +77,7 @@ def check_tokenizer(content, spec, dataset):
         return
     theirs = content["train_config"].get("dataset")
     source = f"data/{theirs}/meta.json" if theirs else content["path"]
+    source = "gpt2" if content["tokenizer"] == {"kind": "gpt2"} else source
     advice = f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer={source}"
     if dataset == theirs:
         advice = "It was prepared anew since; prepare it as it was"

@@ -1,4 +1,4 @@
-"""Text and tokens: tokenizers, the .bin files, the built-in corpora. Nothing here imports torch."""
+"""Text and tokens: tokenizers, the token files, the built-in corpora. Nothing here imports torch."""
 
 import contextlib
 import os

@@ -1,16 +1,19 @@
 """data/NAME/{train.bin, val.bin, meta.json}: flat little-endian token ids, their writer and their reader.
 
-The ids are uint16 (uint32 past 65,536): nanoGPT can read these files. Its own lack meta.json, which is needed here.
+The ids are uint16 (uint32 past 65,536): nanoGPT can read these files. Its own, and shards.py's other layouts, lack
+meta.json; they are taken as GPT-2's tokens.
 """
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data import DataError
 from data.corpora import CORPORA
+from data.shards import LAYOUTS, SPLITS, find_foreign, open_all, open_flat
 from data.tokenizer import load_tokenizer
 
 FORMAT = 1
@@ -64,23 +67,46 @@ def write_meta(path, tokenizer, splits, source, sha256):
 
 
 class Dataset:
-    """A prepared data set. Raises DataError when a file is missing, damaged or does not fit meta.json."""
+    """A data set of prepare.py's, or tokens from elsewhere. Raises DataError when a file is missing or damaged.
+
+    ids[split]: the Tokens; tokens[split], bytes[split]: how many, and how many their UTF-8 text has (None: not known);
+    notes: what a run should say about its data.
+    """
 
     def __init__(self, path):
-        self.path = Path(path)
-        self.meta = self.read_meta()
-        self.tokenizer = load_tokenizer(self.meta["tokenizer"])
-        self.dtype = np.dtype(self.meta["dtype"]).newbyteorder("<")
-        self.tokens = {split: self.meta["splits"][split]["tokens"] for split in ("train", "val")}
-        self.bytes = {split: self.meta["splits"][split]["bytes"] for split in ("train", "val")}
-        for split, tokens in self.tokens.items():
-            file = self.file(split)
-            size = file.stat().st_size if file.exists() else None
-            if size != tokens * self.dtype.itemsize:
+        self.path, self.notes = Path(path), []
+        prepared = (self.path / "meta.json").exists()
+        self.ids, self.bytes, spec = self.open_prepared() if prepared else self.open_foreign()
+        self.tokens = {split: len(ids) for split, ids in self.ids.items()}
+        self.tokenizer = load_tokenizer(spec)  # after the files: GPT-2's may have to be downloaded
+
+    def open_prepared(self):
+        """The tokens and bytes of each split, and the tokenizer's description, of what prepare.py wrote."""
+        meta = self.read_meta()
+        dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+        files = {split: self.path / f"{split}.bin" for split in SPLITS}
+        for split, file in files.items():
+            tokens, size = meta["splits"][split]["tokens"], file.stat().st_size if file.exists() else None
+            if size != tokens * dtype.itemsize:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise self.error(
-                    f"{file} {found}; meta.json speaks of {tokens:,} tokens ({tokens * self.dtype.itemsize:,} bytes)"
+                    f"{file} {found}; meta.json speaks of {tokens:,} tokens ({tokens * dtype.itemsize:,} bytes)"
                 )
+        ids = open_all({split: [file] for split, file in files.items()}, partial(open_flat, dtype=dtype))
+        return ids, {split: meta["splits"][split]["bytes"] for split in SPLITS}, meta["tokenizer"]
+
+    def open_foreign(self):
+        """The same of tokens that were prepared elsewhere."""
+        layout, files = find_foreign(self.path)
+        if layout is None:
+            raise self.error(
+                f"there is no data set in {self.path} (no meta.json, train.bin, *_train_*.npy or *_train_*.bin)"
+            )
+        self.notes.append(
+            f"{self.path} has no meta.json: its ids are taken as GPT-2's tokens (layout of {layout}; files: "
+            f"{len(files['train']):,} train, {len(files['val']):,} val)"
+        )
+        return open_all(files, LAYOUTS[layout]), dict.fromkeys(SPLITS), {"kind": "gpt2"}
 
     def error(self, message):
         prepared = ", ".join(sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json")))
@@ -90,15 +116,13 @@ class Dataset:
 
     def read_meta(self):
         path = self.path / "meta.json"
-        if not path.exists():
-            raise self.error(f"there is no data set in {self.path} ({path} is missing)")
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
             if meta["format"] != FORMAT or "tokenizer" not in meta:
                 raise ValueError(f"its format is {meta['format']}, this program reads {FORMAT}")
             if meta["dtype"] not in ("uint16", "uint32"):
                 raise ValueError(f"dtype {meta['dtype']!r}")
-            for split in ("train", "val"):
+            for split in SPLITS:
                 for count in ("tokens", "bytes"):
                     if type(meta["splits"][split][count]) is not int:
                         raise TypeError(f"splits.{split}.{count} is no integer")
@@ -106,39 +130,28 @@ class Dataset:
         except (KeyError, TypeError, ValueError) as error:
             raise self.error(f"{path} cannot be used: {type(error).__name__} {error}") from error
 
-    def file(self, split):
-        return self.path / f"{split}.bin"
-
-    def ids(self, split):
-        """The split's token ids, (tokens,). Mapped anew at each call: a mapping that lives for a whole run would let
-        every page that was ever read count as this process's memory."""
-        return np.memmap(self.file(split), dtype=self.dtype, mode="r").view(np.ndarray)
-
     def check(self, vocab_size, block_size):
         """Raise DataError where a split is shorter than one window, or holds an id that the model has no row for."""
         for split, tokens in self.tokens.items():
             if tokens < block_size + 1:
                 longest = min(self.tokens.values()) - 1
                 raise DataError(
-                    f"{self.file(split)} has {tokens:,} tokens; block_size={block_size} needs at least "
+                    f"{self.ids[split].name} has {tokens:,} tokens; block_size={block_size} needs at least "
                     f"{block_size + 1:,}. Use --block_size={max(longest, 1)} or less, or more text"
                 )
-            ids = self.ids(split)
-            largest = max(int(ids[start : start + 2**24].max()) for start in range(0, tokens, 2**24))
-            if largest >= vocab_size:
-                raise self.error(
-                    f"{self.file(split)} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}"
-                )
+            for file, ids in self.ids[split].pieces():
+                if (largest := int(ids.max())) >= vocab_size:
+                    raise self.error(f"{file} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}")
 
     def batch(self, split, index, batch_size, block_size, seed):
-        """Batch number `index` of an endless random sequence: a pure function of its arguments and the file.
+        """Batch number `index` of an endless random sequence: a pure function of its arguments and the files.
 
         Returns x and y, int64 (batch_size, block_size): windows at uniformly drawn offsets, y one token later.
         """
-        ids = self.ids(split)
-        offsets = np.random.default_rng((seed, index)).integers(len(ids) - block_size, size=batch_size)
-        windows = ids[offsets[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (batch_size, block_size + 1)
-        return windows[:, :-1].copy(), windows[:, 1:].copy()
+        ids = self.ids[split]
+        starts = np.random.default_rng((seed, index)).integers(len(ids) - block_size, size=batch_size)
+        windows = ids.windows(starts.tolist(), block_size + 1)  # (batch_size, block_size + 1)
+        return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 
     def evaluation_batches(self, split, count, batch_size, block_size, rank=0, world_size=1):
         """`count` batches of evenly spaced windows, always the same; the whole split where count is 0 or covers it.
@@ -146,7 +159,7 @@ class Dataset:
         Yields x, y int64 (batch_size, block_size) for every world_size-th batch from `rank` on. Windows do not overlap.
         What is left over in the last window and the last batch has targets IGNORE, so that all shapes are equal.
         """
-        ids = self.ids(split)
+        ids = self.ids[split]
         windows = math.ceil((len(ids) - 1) / block_size)
         chosen = np.arange(windows)
         if 0 < count * batch_size < windows:

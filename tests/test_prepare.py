@@ -23,7 +23,7 @@ TEXT = "Maçã, pão e café: não há mais.\r\n\n\tFim 🦜 do   começo; x=1 "
 
 def written(name, split):
     dataset = Dataset(Path("data") / name)
-    return decode(dataset.tokenizer, dataset.ids(split).tolist())
+    return decode(dataset.tokenizer, dataset.ids[split][:].tolist())
 
 
 def refused(capsys, *argv):
