@@ -32,7 +32,9 @@ def config_of(content):
     try:
         return ModelConfig(**content["model_config"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{content['path']}: its weights and model_config do not fit this program: {error}") from error
+        raise CheckpointError(
+            f"{content['path']}: its weights and model_config do not fit this program: {error}"
+        ) from error
 
 
 def check_architecture(content, wanted, resume):

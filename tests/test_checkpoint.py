@@ -25,7 +25,7 @@ def test_the_advice_on_another_vocabulary_names_one_that_is_there(theirs, choice
     """Tokens that were prepared elsewhere have no meta.json to name."""
     content = {"path": "out/best.pt", "tokenizer": theirs, "train_config": {"dataset": "web"}}
     with pytest.raises(CheckpointError, match=f"data/poems has another vocabulary .*--tokenizer={choice}$"):
-        checkpoint.check_tokenizer(content, {"kind": "char", "chars": "ab"}, "poems")
+        weights.check_tokenizer(content, {"kind": "char", "chars": "ab"}, "poems")
 
 
 def test_best_holds_what_a_model_needs_and_latest_what_a_run_needs(trained):
