@@ -8,7 +8,7 @@ import numpy as np
 import tiktoken
 
 from data import DataError
-from data.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer, spec_of
+from data.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer, spec_of, write_bpe, write_chars
 
 # How GPT-2 cuts text into words before merging. A word never reaches past its last letter into white space,
 # which is what lets prepare.py cut a long text between words and still get the same tokens.
@@ -45,6 +45,10 @@ class CharTokenizer:
     def spec(self):
         return {"kind": "char", "chars": self.chars}
 
+    def json(self):
+        """The text of a tokenizer.json, Hugging Face's form. Raises DataError: the package tokenizers is missing."""
+        return write_chars(self.chars)
+
 
 class BPETokenizer:
     """Byte-level BPE by tiktoken: GPT-2's own, or one that was trained here."""
@@ -68,6 +72,10 @@ class BPETokenizer:
 
     def spec(self):
         return self._spec
+
+    def json(self):
+        end_of_text = 1  # the last id
+        return write_bpe([self.encoding.decode_single_token_bytes(i) for i in range(self.vocab_size - end_of_text)])
 
 
 def code_points(text):

@@ -145,6 +145,9 @@ class HuggingFaceTokenizer:
     def spec(self):
         return {"kind": "huggingface", "json": self.text}
 
+    def json(self):
+        return self.text
+
 
 def without_prefix(content):
     """A tokenizer.json that puts no blank before a text, so that a long text can be encoded in pieces."""

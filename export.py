@@ -1,0 +1,134 @@
+"""Write a trained model in the form that Hugging Face's transformers loads.
+
+    python export.py --out_dir=out-quickstart --to=hf-quickstart
+
+By its architecture a model becomes a GPT2LMHeadModel or a LlamaForCausalLM; what neither can express is refused by
+name. The logits are the same. `--init_from=hf-quickstart` reads it back, to sample from it or to train on.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import config
+import weights
+from checkpoint import CheckpointError
+from config import ConfigError
+from data import DataError, replacing
+from data.tokenizer import END_OF_TEXT
+from huggingface import ACTIVATIONS, extra, is_transposed, rows_of, their_names
+
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+EXPRESSIBLE = {  # the values of each field that the architecture has; fields left out may have any
+    "gpt2": {"position": ["learned"], "norm": ["layernorm"], "mlp": ["gelu", "gelu_exact", "relu2"]},
+    "llama": {"position": ["rope"], "norm": ["rmsnorm"], "mlp": ["swiglu"]},
+}
+CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    to: Annotated[str | None, "folder to write"] = None
+    out_dir: Annotated[str, "what to export: a run's folder, a checkpoint, or anything that init_from takes"] = "out"
+
+    def __post_init__(self):
+        if not self.to:
+            raise ValueError(f"to={self.to or ''} names no folder to write: python export.py --out_dir=OUT --to=FOLDER")
+
+
+def architecture(model_config):
+    """ "gpt2" or "llama". Raises ConfigError that names what each of them lacks."""
+    lacks = {}
+    for kind, values in EXPRESSIBLE.items():
+        fields = {field: getattr(model_config, field) for field in values}
+        lacks[kind] = [f"{field}={value}" for field, value in fields.items() if value not in values[field]]
+        if kind == "gpt2" and model_config.kv_heads != model_config.n_head:
+            lacks[kind].append(f"n_kv_head={model_config.n_kv_head}")
+        lacks[kind] += ["qk_norm=True"] if model_config.qk_norm else []
+        lacks[kind] += [f"logit_softcap={model_config.logit_softcap}"] if model_config.logit_softcap else []
+    for kind, fields in lacks.items():
+        if not fields:
+            return kind
+    reasons = "; ".join(f"{CLASSES[kind]} has no {', '.join(fields)}" for kind, fields in lacks.items())
+    raise ConfigError(f"transformers cannot express this model: {reasons}")
+
+
+def config_json(kind, c, end):
+    """config.json of the ModelConfig `c`; end: the id of the end of a text, or None."""
+    given = {"architectures": [CLASSES[kind]], "model_type": kind, "vocab_size": c.vocab_size, "dtype": "float32"}
+    given |= {"tie_word_embeddings": c.tie_embeddings, "bos_token_id": end, "eos_token_id": end, "use_cache": True}
+    if kind == "gpt2":
+        names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+        given |= {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
+        given |= {"n_inner": c.hidden, "activation_function": names[c.mlp], "layer_norm_epsilon": c.norm_eps}
+        return given | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
+    given |= {"max_position_embeddings": c.block_size, "hidden_size": c.n_embd, "num_hidden_layers": c.n_layer}
+    given |= {"num_attention_heads": c.n_head, "num_key_value_heads": c.kv_heads, "head_dim": c.head_size}
+    given |= {"intermediate_size": c.hidden, "hidden_act": "silu", "rms_norm_eps": c.norm_eps}
+    given |= {"attention_bias": c.bias, "mlp_bias": c.bias, "attention_dropout": c.dropout}
+    # Both forms of the base: rope_theta for transformers 4, rope_parameters for 5.
+    return given | {"rope_theta": c.rope_base, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base}}
+
+
+def tensors(kind, model):
+    """{Hugging Face's name: tensor} of all parameters."""
+    result = {}
+    for name, parameter in model.named_parameters():
+        parts = parameter.detach().split(rows_of(name, parameter.shape, model.config))
+        for theirs, part in zip(their_names(name, kind), parts, strict=True):
+            result[theirs] = (part.t() if is_transposed(name, kind) else part).contiguous()
+    if kind == "gpt2" and not model.config.bias:  # GPT-2 always has biases, and zeros add nothing
+        for name in [
+            name for name in result if name.endswith(".weight") and ".w" not in name and "lm_head" not in name
+        ]:
+            width = result[name].shape[-1]  # (in, out), or the one dimension of a norm
+            result[name.removesuffix("weight") + "bias"] = result[name].new_zeros(width)
+    return result
+
+
+def export(source, folder):
+    """Write the model and tokenizer of `source` to `folder`. Raises CheckpointError, ConfigError, DataError."""
+    content = weights.load(source)
+    kind = architecture(weights.config_of(content))
+    tokenizer = weights.tokenizer_of(content)
+    there = [name for name in WRITTEN if (folder / name).exists()]
+    if there:
+        raise ConfigError(f"to={folder} already has {', '.join(there)}; nothing is overwritten: choose another folder")
+    safetensors, text = extra("safetensors").torch, tokenizer.json()
+    model, _ = weights.build(content)
+    c, N = model.config, tokenizer.vocab_size
+    end = tokenizer.encode(tokenizer.separator).tolist() if tokenizer.separator == END_OF_TEXT else []
+    end = end[0] if len(end) == 1 else None
+    drawing = {"do_sample": True, "temperature": 0.8, "top_k": 200, "bos_token_id": end, "eos_token_id": end}
+    drawing |= {"pad_token_id": end, "suppress_tokens": list(range(N, c.vocab_size)) or None}  # the padding's ids
+    reading = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    reading |= {"model_max_length": c.block_size} | ({} if end is None else {"eos_token": END_OF_TEXT})
+    files = {
+        "model.safetensors": lambda path: safetensors.save_file(tensors(kind, model), path, {"format": "pt"}),
+        "tokenizer.json": lambda path: path.write_text(text, encoding="utf-8"),
+        "tokenizer_config.json": lambda path: write_json(path, reading),
+        "generation_config.json": lambda path: write_json(path, drawing),
+        "config.json": lambda path: write_json(path, config_json(kind, c, end)),  # last: without it, nothing is there
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, write in files.items():
+        with replacing(folder / name) as temporary:
+            write(temporary)
+    print(f"{content['path']} is now a {CLASSES[kind]} in {folder}")
+    print(f"let it write: python sample.py --init_from={folder}")
+
+
+def write_json(path, content):
+    content = {key: value for key, value in content.items() if value is not None}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv=None):
+    with config.command(CheckpointError, DataError):
+        (options,) = config.Options(argv, ExportConfig, description=__doc__).build()
+        export(options.out_dir, Path(options.to))
+
+
+if __name__ == "__main__":
+    main()
