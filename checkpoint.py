@@ -42,15 +42,19 @@ def load(path, needed=TO_SPEAK):
     """One checkpoint's dictionary, with its path under "path", the tensors on the CPU. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(
-            f"there is no checkpoint {path}. A run writes it: python train.py CONFIG --out_dir={path.parent}"
-        )
+        advice = f"A run writes it: python train.py CONFIG --out_dir={path.parent}"
+        if (nanogpt := path.parent / "ckpt.pt").is_file():
+            advice = f"nanoGPT's {nanogpt} cannot be resumed, but its weights be trained on: --init_from={nanogpt}"
+        raise CheckpointError(f"there is no checkpoint {path}. {advice}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
         raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
     if isinstance(content, dict) and "model_args" in content and "model" in content and needed == TO_SPEAK:
-        content = {"format": FORMAT, **from_nanogpt(content, path)}
+        try:
+            content = {"format": FORMAT, **from_nanogpt(content, path)}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not quite nanoGPT's: {type(error).__name__} {error}") from error
     missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
         what = (
@@ -83,7 +87,7 @@ def from_nanogpt(content, path):
     else:
         raise CheckpointError(
             f"{path} is nanoGPT's, which does not say what its {config['vocab_size']} tokens are, and there is no "
-            f"{meta}. Prepare the text that it was trained on: python prepare.py {dataset}"
+            f"{meta}. Prepare the text that it was trained on: python prepare.py {dataset} --tokenizer=char"
         )
     return {
         "model": {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")},  # its causal mask

@@ -84,7 +84,7 @@ def tensors(kind, model):
         ]:
             width = result[name].shape[-1]  # (in, out), or the one dimension of a norm
             result[name.removesuffix("weight") + "bias"] = result[name].new_zeros(width)
-    return result
+    return dict(sorted(result.items()))
 
 
 def export(source, folder):

@@ -153,7 +153,7 @@ def generate(decoder, prompts, max_new_tokens, vocab_size, sampling, generator=N
     Ids from vocab_size on are padding and never drawn. `generator` is a torch.Generator on the model's device.
     """
     config, device = decoder.model.config, decoder.model.wte.weight.device
-    prompts = [torch.as_tensor(prompt, dtype=torch.long, device=device) for prompt in prompts]
+    prompts = [torch.tensor([int(i) for i in prompt], dtype=torch.long, device=device) for prompt in prompts]
     rows = [prompt[-config.block_size :] for prompt in prompts]  # what the window holds
     lengths, new = [len(row) for row in rows], []
     logits = decoder.prefill(rows)

@@ -76,7 +76,6 @@ def read(folder, source):
     """The content of checkpoint.load from a Hugging Face folder; source: what the user called it. CheckpointError."""
     folder = Path(folder)
     kind, config = read_config(folder)
-    state = read_weights(folder, kind, config)
     spec, notes = None, [f"{source}: no tokenizer.json, so the data set's own tokens are taken for the model's"]
     if (folder / "tokenizer.json").is_file():
         spec, notes = read_spec(folder / "tokenizer.json"), []
@@ -87,7 +86,7 @@ def read(folder, source):
                 "which is more than rounding up explains: they belong to different models"
             )
     return {
-        "model": state,
+        "model": read_weights(folder, kind, config),
         "model_config": vars(config),
         "train_config": {},
         "tokenizer": spec,
@@ -121,7 +120,7 @@ def read_config(folder):
     refused = {k: v for k, v in given.items() if k in FIXED and v != FIXED[k]}
     # A key that nobody knows does nothing while it is off.
     refused |= {k: v for k, v in given.items() if k not in known | set(FIXED) and v and not k.startswith("_")}
-    rope = given.get("rope_parameters") or {"rope_theta": given.get("rope_theta", 10_000.0)}
+    rope = given.get("rope_parameters") or {"rope_theta": given.get("rope_theta") or 10_000.0}
     scaling = {**(given.get("rope_scaling") or {}), **rope}
     if scaling.get("rope_type", scaling.get("type", "default")) != "default" or set(scaling) - {
         "rope_theta", "rope_type", "type"

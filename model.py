@@ -371,7 +371,7 @@ def autocast(device, dtype):
 
 
 @contextlib.contextmanager
-def out_of_memory_advice(advice):
+def memory_guard(advice):
     """Turns running out of memory, on a GPU or the CPU, into a DeviceError that says what to do."""
     try:
         yield

@@ -21,7 +21,7 @@ import weights
 from checkpoint import CheckpointError
 from data import DataError
 from generation import Decoder, Sampling, TextStream, generate
-from model import DeviceError, out_of_memory_advice, pick_device, pick_dtype
+from model import DeviceError, memory_guard, pick_device, pick_dtype
 
 DEFAULT_START = ("\n",)
 
@@ -193,7 +193,7 @@ def converse(writer, text):
 def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError):
         sampling, options = config.Options(argv, Sampling, SampleConfig, description=__doc__).build()
-        with out_of_memory_advice(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
+        with memory_guard(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
             writer = Writer(options, sampling)
             if options.interactive:
                 converse(writer, "" if options.start == DEFAULT_START else read_start(options.start[0]))

@@ -29,17 +29,7 @@ from data.tokenizer import decode
 from distributed import Ranks, leave_together
 from generation import Decoder, Sampling, generate
 from log import RunLog, peak_flops
-from model import (
-    GPT,
-    IGNORE,
-    DeviceError,
-    ModelConfig,
-    autocast,
-    compile_model,
-    out_of_memory_advice,
-    pick_device,
-    pick_dtype,
-)
+from model import GPT, IGNORE, DeviceError, ModelConfig, autocast, compile_model, memory_guard, pick_device, pick_dtype
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
 
@@ -229,7 +219,7 @@ class Trainer:
 
     def evaluate_and_save(self):
         self.bare.eval()
-        losses = self.evaluate()
+        losses = self.evaluate(self.bare)
         self.demand_finite(losses["val"], self.step)
         best = losses["val"] < self.best_val_loss and not self.options.eval_only
         self.best_val_loss = min(losses["val"], self.best_val_loss)
@@ -241,21 +231,28 @@ class Trainer:
         self.restart_clock()
 
     @torch.no_grad()
-    def evaluate(self):
-        """{"train": loss, "val": loss}: means over the same tokens every time, without dropout, divided among ranks."""
+    def evaluate(self, model):
+        """{"train": loss, "val": loss} of a model in eval mode: means over the same tokens each time and over ranks."""
         shape, part = (self.options.batch_size, self.bare.config.block_size), (self.ranks.rank, self.ranks.world_size)
         losses = {}
         for split in ("train", "val"):
             total = torch.zeros(2, dtype=torch.float64)  # loss summed over tokens, and their number
             for x, y in self.dataset.evaluation_batches(split, self.options.eval_iters, *shape, *part):
                 with self.autocast:
-                    loss = self.bare(self.to_device(x), self.to_device(y))[1]
+                    loss = model(self.to_device(x), self.to_device(y))[1]
                 total += torch.tensor([loss.item(), 1.0]) * int((y != IGNORE).sum())
             if self.ranks.world_size > 1:
                 total = total.to(self.device)
                 dist.all_reduce(total)
             losses[split] = (total[0] / total[1]).item()
         return losses
+
+    def evaluate_original(self, content):
+        """Say the loss of weights as they were before they were adapted to another architecture."""
+        original, _ = weights.build(content)
+        if original.config.block_size >= self.bare.config.block_size:
+            loss = self.evaluate(original.to(self.device).eval())["val"]
+            self.log.say(f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0")
 
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
@@ -304,7 +301,6 @@ class Trainer:
         checkpoint.set_generator_states(generators[self.ranks.rank % len(generators)], self.device)
         if len(generators) != self.ranks.world_size:
             self.log.say(f"{len(generators)} process(es) wrote it: the data goes on as it was, but dropout does not")
-        content.clear()  # gigabytes, for a large model
 
 
 def resolve(given):
@@ -376,6 +372,9 @@ def train(model_config, options, content):
     try:
         if resume:
             trainer.restore(content)
+        if report:
+            trainer.evaluate_original(content)
+        (content or {}).clear()  # gigabytes, for a large model
         trainer.run()
     except KeyboardInterrupt:
         log.say(f"interrupted at step {trainer.step}; go on from the last evaluation: {log.resume_command()}")
@@ -393,7 +392,7 @@ def train(model_config, options, content):
 def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError, TrainingError):
         model_config, options, content = resolve(config.Options(argv, ModelConfig, TrainConfig, description=__doc__))
-        with out_of_memory_advice(memory_advice(options)):
+        with memory_guard(memory_advice(options)):
             train(model_config, options, content)
 
 

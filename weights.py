@@ -30,7 +30,10 @@ def load(source):
 def config_of(content):
     """The ModelConfig of a loaded checkpoint. Raises CheckpointError."""
     try:
-        return ModelConfig(**content["model_config"])
+        config = ModelConfig(**content["model_config"])
+        if config.vocab_size is None:
+            raise ValueError("it has no vocab_size")
+        return config
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"{content['path']}: its weights and model_config do not fit this program: {error}"
@@ -64,7 +67,7 @@ def tokenizer_of(content):
     if content["tokenizer"] is None:
         raise CheckpointError(f"{content['path']} has no tokenizer.json, without which its tokens mean nothing")
     tokenizer = load_tokenizer(content["tokenizer"])
-    V = content["model_config"]["vocab_size"]
+    V = config_of(content).vocab_size
     if tokenizer.vocab_size > V:
         raise CheckpointError(
             f"{content['path']}: its tokenizer has {tokenizer.vocab_size:,} tokens and the model {V:,}: "
@@ -94,46 +97,63 @@ def build(content, wanted=None, seed=0):
     """
     old = config_of(content)
     wanted = old if wanted is None else replace(wanted, vocab_size=old.vocab_size)
-    torch.manual_seed(seed)
-    model = GPT(wanted)
-    state = content.pop("model")  # from here on the weights live in the model alone
+    with torch.random.fork_rng(devices=[]):  # whoever calls keeps the dice that they have
+        torch.manual_seed(seed)
+        model = GPT(wanted)
     try:
-        fates = adapt(model, state, old)
+        fates = adapt(model, content["model"], old)
     except (TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {error}") from error
-    if vars(replace(wanted, dropout=0.0, block_size=1)) == vars(replace(old, dropout=0.0, block_size=1)):
-        odd = fates["new"] + fates["dropped"]
-        if odd:
-            raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {', '.join(odd)}")
-        return model, []
-    return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items() if names]
+    if replace(wanted, dropout=0.0, block_size=1) != replace(old, dropout=0.0, block_size=1):
+        return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items()]
+    if odd := [name for fate in ("new", "dropped") for name in fates.get(fate, [])]:
+        raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {', '.join(odd)}")
+    return model, []
 
 
 @torch.no_grad()
 def adapt(model, state, old):
     """Copy into the model what fits of `state`, weights of the architecture `old`.
 
-    Returns {"copied": [names], "pooled": ..., "cut": ..., "new": ..., "dropped": ...}, with h.* for all blocks.
+    Returns {what was done: [names]}, where h.* stands for all blocks.
     """
-    fates = {fate: {} for fate in ("copied", "pooled", "cut", "new", "dropped")}  # dictionaries as ordered sets
-    parameters = model.state_dict()
-    for name, parameter in parameters.items():
-        fate, value = "new", parameter
-        if name in state:
-            fate, value = fitted(name, state[name], old, model.config)
-        parameter.copy_(value.view_as(parameter))
-        fates[fate][re.sub(r"h\.\d+\.", "h.*.", name)] = None
-    fates["dropped"] = {re.sub(r"h\.\d+\.", "h.*.", name): None for name in state if name not in parameters}
-    return {fate: list(names) for fate, names in fates.items()}
+    fates, parameters = {}, model.state_dict()
+    for name, fresh in parameters.items():
+        fate = fit(name, state[name], fresh, old, model.config) if name in state else "new"
+        fates.setdefault(fate, {})[re.sub(r"h\.\d+\.", "h.*.", name)] = None  # a dictionary as an ordered set
+    for name in state.keys() - parameters.keys():
+        fates.setdefault("dropped", {})[re.sub(r"h\.\d+\.", "h.*.", name)] = None
+    return {fate: sorted(names) for fate, names in fates.items()}
 
 
-def fitted(name, tensor, old, new):
-    """(what was done, the tensor) for one parameter that both architectures have."""
+def fit(name, tensor, fresh, old, new):
+    """Write into `fresh` what it can take of one parameter of both architectures. Returns what was done, in words."""
     if ".attn.c_attn." in name and old.kv_heads != new.kv_heads:
-        return "pooled", pool_heads(tensor, old, new)
+        fresh.copy_(pool_heads(tensor, old, new))
+        return f"heads of keys and values {'pooled' if new.kv_heads < old.kv_heads else 'repeated'} to {new.kv_heads}"
+    gated = old.mlp == "swiglu", new.mlp == "swiglu"
+    if ".mlp." in name and not name.endswith("c_proj.bias") and (old.hidden != new.hidden or gated[0] != gated[1]):
+        return fit_mlp(name, tensor, fresh, old, new, gated)
     if name == "wpe.weight" and new.block_size < old.block_size:
-        return "cut", tensor[: new.block_size]
-    return "copied", tensor
+        fresh.copy_(tensor[: new.block_size])
+        return f"cut to {new.block_size} positions"
+    fresh.copy_(tensor)
+    return "copied"
+
+
+def fit_mlp(name, tensor, fresh, old, new, gated):
+    """The first channels of another MLP. A new gate and its value both begin as what was there: silu(x) * x.
+
+    Of the beginnings tried (docs/architecture.md) that is the one with the lowest loss that needs no biases.
+    """
+    n = min(old.hidden, new.hidden)
+    if name.endswith("c_proj.weight"):
+        fresh[:, :n] = tensor[:, :n]
+        return f"cut to {n} channels"
+    for part in range(1 + gated[1]):
+        source = part * old.hidden if gated[0] else 0
+        fresh[part * new.hidden : part * new.hidden + n] = tensor[source : source + n]
+    return f"cut to {n} channels" + (", as gate and as value" if gated == (False, True) else "")
 
 
 def pool_heads(tensor, old, new):

@@ -39,3 +39,18 @@ def tiny(workspace):
 def run():
     """run(max_iters=20, ...): the command line of a run on data/tiny, with changes."""
     return lambda **changes: [f"--{name}={value}" for name, value in {**RUN, **changes}.items()]
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main, *argv): the one message with which the command ends, exit code 2 and no traceback."""
+
+    def call(main, *argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main(list(argv))
+        message = capsys.readouterr().err
+        assert exit.value.code == 2 and message.count("\n") == 1, message
+        return message
+
+    return call

@@ -276,7 +276,7 @@ def test_fine_tuning_into_the_same_folder_keeps_the_first_run(tiny, run):
 
 def test_best_gets_only_better_and_latest_is_always_there(tiny, run, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 1.9, 4.0])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: {"train": 1.0, "val": next(losses)})
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, model: {"train": 1.0, "val": next(losses)})
     seen = []
     real_save = checkpoint.save
     monkeypatch.setattr(

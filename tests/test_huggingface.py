@@ -1,0 +1,291 @@
+"""Models from Hugging Face: the same logits as transformers', and every folder that is not sound refused by name."""
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: these tests need no network
+import transformers
+
+import huggingface
+import sample
+import train
+import weights
+from data.tokenizer import CharTokenizer
+
+ROOT = Path(__file__).parent.parent
+CHARS = "\n abcdefgh"
+
+GPT2_SIZES = {  # layers, heads, width, vocabulary, context, inner width
+    "small": (1, 2, 8, 11, 16, None, "gelu_new"), "odd": (3, 5, 35, 97, 13, 50, "gelu"),
+    "one head": (2, 1, 6, 50, 9, 7, "relu2"),
+}  # fmt: skip
+LLAMA_SIZES = {  # ..., heads of keys and values, attention_bias, mlp_bias
+    "small": (1, 2, 8, 11, 16, 12, 2, False, False), "odd, gqa": (3, 6, 36, 97, 13, 50, 2, True, False),
+    "mqa": (2, 4, 24, 50, 9, 31, 1, True, True),
+}  # fmt: skip
+
+
+def make_gpt2(n_layer, n_head, n_embd, vocab_size, n_positions, n_inner=None, activation="gelu_new", tied=True):
+    config = transformers.GPT2Config(
+        n_layer=n_layer, n_head=n_head, n_embd=n_embd, vocab_size=vocab_size, n_positions=n_positions, n_inner=n_inner,
+        activation_function=activation, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return lively(transformers.GPT2LMHeadModel(config))
+
+
+def make_llama(
+    n_layer, n_head, n_embd, vocab_size, n_positions, inner, n_kv_head, bias=False, mlp_bias=False, tied=True
+):
+    config = transformers.LlamaConfig(
+        num_hidden_layers=n_layer, num_attention_heads=n_head, hidden_size=n_embd, vocab_size=vocab_size,
+        max_position_embeddings=n_positions, intermediate_size=inner, num_key_value_heads=n_kv_head,
+        attention_bias=bias, mlp_bias=mlp_bias, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )  # fmt: skip
+    return lively(transformers.LlamaForCausalLM(config))
+
+
+@torch.no_grad()
+def lively(model):
+    """Away from the initial values, where biases are zero and all logits about equal."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_same_logits(theirs, ours):
+    idx = torch.randint(ours.config.vocab_size, (3, ours.config.block_size))
+    torch.testing.assert_close(ours.eval()(idx, idx)[0], theirs(idx).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("make, size", [(make_gpt2, s) for s in GPT2_SIZES.values()]
+                         + [(make_llama, s) for s in LLAMA_SIZES.values()],
+                         ids=[f"gpt2 {n}" for n in GPT2_SIZES] + [f"llama {n}" for n in LLAMA_SIZES])  # fmt: skip
+def test_logits_equal_those_of_transformers(tmp_path, make, size, tied):
+    theirs = make(*size, tied=tied)
+    theirs.save_pretrained(tmp_path)
+    ours, report = weights.build(weights.load(str(tmp_path)))
+    assert report == [] and ours.config.tie_embeddings is tied
+    assert_same_logits(theirs, ours)
+
+
+@pytest.fixture
+def folder(workspace):
+    """hf: a Llama of the vocabulary CHARS, with its tokenizer."""
+    make_llama(2, 4, 16, len(CHARS), 32, 24, 2).save_pretrained("hf")
+    Path("hf/tokenizer.json").write_text(CharTokenizer(CHARS).json(), encoding="utf-8")
+    return Path("hf")
+
+
+def change(path, **values):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **values}), encoding="utf-8")
+
+
+def test_shards_are_one_model(tmp_path):
+    theirs = make_llama(3, 4, 64, 97, 16, 96, 2)
+    theirs.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same_logits(theirs, weights.build(weights.load(str(tmp_path)))[0])
+
+
+def test_names_without_a_prefix_and_masks_are_the_hubs_gpt2(tmp_path):
+    theirs = make_gpt2(2, 2, 8, 11, 16)
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    bare |= {f"h.{i}.attn.bias": torch.ones(1, 1, 16, 16).tril() for i in range(2)}
+    save_file(bare, tmp_path / "model.safetensors", {"format": "pt"})
+    assert_same_logits(theirs, weights.build(weights.load(str(tmp_path)))[0])
+
+
+def test_half_precision_is_read_exactly(tmp_path):
+    make_llama(*LLAMA_SIZES["mqa"]).to(torch.bfloat16).save_pretrained(tmp_path)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert_same_logits(theirs, weights.build(weights.load(str(tmp_path)))[0])
+
+
+def test_the_old_forms_of_rope_in_config_json(folder):
+    change(folder / "config.json", rope_parameters=None, rope_theta=500.0, rope_scaling=None)
+    assert weights.config_of(weights.load("hf")).rope_base == 500.0
+    change(folder / "config.json", rope_theta=None)
+    assert weights.config_of(weights.load("hf")).rope_base == 10_000.0
+
+
+CONFIG_MISTAKES = [
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_parameters=.*yarn"),
+    ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*linear"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "factor": 4.0}}, "rope_parameters=.*factor"),
+    ({"sliding_window": 4096}, "sliding_window=4096"),
+    ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    ({"head_dim": 8}, "head_dim=8"),
+    ({"pretraining_tp": 2}, "pretraining_tp=2"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
+    ({"model_type": "bert"}, "model_type='bert' is not supported"),
+    ({"model_type": None}, "model_type=None is not supported"),
+    ({"hidden_size": None}, "no number for hidden_size"),
+    ({"hidden_size": "big"}, "no number for hidden_size"),
+    ({"num_key_value_heads": 3}, "n_kv_head=3 must divide n_head=4"),
+    ({"vocab_size": 8}, "vocab_size=8 and tokenizer.json has 10 tokens"),
+    ({"vocab_size": 1000}, "vocab_size=1,000 and tokenizer.json has 10 tokens"),
+    ({"vocab_size": 11}, r"model.embed_tokens.weight is \(10, 16\); config.json makes it \(11, 16\)"),
+    ({"num_hidden_layers": 3}, "no tensor model.layers.2.input_layernorm.weight"),
+    ({"num_hidden_layers": 1}, "tensors without a place here: model.layers.1"),
+    ({"attention_bias": 7, "rms_norm_eps": -1}, "norm_eps=-1 must be above 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values, words", CONFIG_MISTAKES, ids=[words for _, words in CONFIG_MISTAKES])
+def test_what_config_json_asks_for_and_is_not_there_is_refused_by_name(folder, refused, values, words):
+    change(folder / "config.json", **values)
+    message = refused(sample.main, "--init_from=hf", "--device=cpu")
+    assert re.search(words, message), message
+
+
+def test_gpt2s_own_variants_are_refused_by_name(workspace, refused):
+    make_gpt2(1, 2, 8, 11, 16).save_pretrained("hf")
+    for key, value in {"scale_attn_by_inverse_layer_idx": True, "activation_function": "silu",
+                       "add_cross_attention": True, "reorder_and_upcast_attn": True}.items():  # fmt: skip
+        before = Path("hf/config.json").read_text(encoding="utf-8")
+        change(Path("hf/config.json"), **{key: value})
+        assert f"{key}={value!r}" in refused(sample.main, "--init_from=hf")
+        Path("hf/config.json").write_text(before, encoding="utf-8")
+
+
+def damage(folder, how):
+    model, config = folder / "model.safetensors", folder / "config.json"
+    if how == "truncated":
+        model.write_bytes(model.read_bytes()[:-100])
+    elif how == "empty":
+        model.write_bytes(b"")
+    elif how == "text":
+        model.write_text("version https://git-lfs.github.com/spec/v1")
+    elif how == "missing":
+        model.unlink()
+    elif how == "pickle":
+        model.rename(folder / "pytorch_model.bin")
+    elif how == "no json":
+        config.write_text("{")
+    elif how == "a list":
+        config.write_text("[]")
+    elif how == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    elif how == "extra tensor":
+        save_file({**load_file(model), "model.layers.0.self_attn.q_norm.weight": torch.ones(4)}, model)
+    else:
+        model.rename(folder / "model-1.safetensors")
+        tensors = load_file(folder / "model-1.safetensors")
+        file = {"missing shard": "model-2.safetensors", "outside": "../model-1.safetensors",
+                "absolute": "/etc/passwd", "backslash": "..\\model.safetensors", "no map": None}[how]  # fmt: skip
+        places = dict.fromkeys(tensors, file)
+        index = {"weight_map": places if file else []}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("how, words", [
+    ("truncated", "model.safetensors cannot be read as safetensors"), ("empty", "cannot be read as safetensors"),
+    ("text", "cannot be read as safetensors"), ("missing", "has no model.safetensors"),
+    ("pickle", "has no model.safetensors; other forms, such as pickles, are never read"),
+    ("no json", "config.json is no JSON"), ("a list", "config.json holds no JSON object"),
+    ("tokenizer", "tokenizer.json"), ("extra tensor", "without a place here: model.layers.0.self_attn.q_norm.weight"),
+    ("missing shard", "model-2.safetensors is missing"), ("outside", "'../model-1.safetensors', which is not a plain"),
+    ("absolute", "'/etc/passwd', which is not a plain"), ("backslash", "which is not a plain name"),
+    ("no map", "has no weight_map"),
+])  # fmt: skip
+def test_damage_is_one_message(folder, refused, how, words):
+    damage(folder, how)
+    assert words in refused(sample.main, "--init_from=hf", "--device=cpu")
+
+
+def test_without_a_tokenizer_it_trains_on_the_data_sets_tokens_and_cannot_speak(tiny, refused, run, capsys):
+    make_llama(1, 2, 8, 14, 32, 12, 1).save_pretrained("hf")  # 14 characters has data/tiny
+    arguments = [a for a in run(init_from="hf", max_iters=1) if not a.startswith("--n_")]
+    train.main(arguments)
+    assert "hf: no tokenizer.json, so the data set's own tokens are taken" in capsys.readouterr().out
+    assert "hf has no tokenizer.json" in refused(sample.main, "--init_from=hf")
+
+
+@pytest.mark.parametrize("package, source", [("safetensors", "hf"), ("huggingface_hub", "gpt2"), ("tokenizers", "hf")])
+def test_a_missing_package_is_named_with_its_command(folder, refused, monkeypatch, package, source):
+    for name in list(sys.modules):
+        if name.split(".")[0] == package:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # import raises ImportError
+    if package == "tokenizers":
+        change(folder / "tokenizer.json", normalizer={"type": "Lowercase"})  # one that only the package can run
+    assert f"python -m pip install {package}==" in refused(sample.main, f"--init_from={source}")
+
+
+def test_the_installed_versions_are_those_that_the_messages_name():
+    text = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
+    sources = [(ROOT / name).read_text(encoding="utf-8") for name in ("huggingface.py", "data/tokenizer_json.py")]
+    for package in ("safetensors", "huggingface_hub", "tokenizers"):
+        version = next(line.split("==")[1] for line in text.splitlines() if line.startswith(package + "=="))
+        assert any(version in source for source in sources), package
+
+
+class Hub(http.server.SimpleHTTPRequestHandler):
+    """As much of huggingface.co as a download needs."""
+
+    def do_GET(self):
+        self.reply(True)
+
+    def do_HEAD(self):
+        self.reply(False)
+
+    def reply(self, with_body):
+        prefix = "/openai-community/gpt2/resolve/main/"
+        body = Path("served", self.path.removeprefix(prefix)).read_bytes() if self.path.startswith(prefix) else b""
+        self.send_response(200 if body else 404)
+        for name, value in {"Content-Length": len(body), "ETag": f'"{hash(body)}"', "X-Repo-Commit": "a" * 40}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def sample_from_the_hub(workspace, endpoint):
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(workspace / "home"), "HF_HUB_OFFLINE": "0",
+                   "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    words = ["--init_from=gpt2", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=abc"]
+    return subprocess.run([sys.executable, ROOT / "sample.py", *words], env=environment, cwd=workspace, timeout=300,
+                          capture_output=True, text=True, encoding="utf-8")  # fmt: skip
+
+
+def test_a_name_at_the_hub_is_fetched_once(workspace):
+    make_gpt2(1, 2, 8, len(CHARS), 16).save_pretrained("served")
+    Path("served/tokenizer.json").write_text(CharTokenizer(CHARS).json(), encoding="utf-8")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        first = sample_from_the_hub(workspace, f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert first.returncode == 0 and first.stdout.startswith("abc"), first.stderr
+    again = sample_from_the_hub(workspace, "http://127.0.0.1:9")  # nobody listens there
+    assert again.returncode == 0 and again.stdout == first.stdout, again.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message(workspace):
+    result = sample_from_the_hub(workspace, "http://127.0.0.1:9")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("sample.py: cannot fetch openai-community/gpt2 (") and "--init_from=FOLDER" in last
+
+
+def test_the_names_of_the_four_models():
+    assert list(huggingface.HUB) == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]

@@ -1,0 +1,235 @@
+"""Weights from elsewhere: nanoGPT's checkpoints, and what of a model fits another architecture."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import checkpoint
+import sample
+import train
+import weights
+from checkpoint import CheckpointError
+from model import GPT, ModelConfig
+
+SHAPE = {"block_size": 16, "vocab_size": 14, "n_layer": 2, "n_head": 4, "n_embd": 32, "bias": True}
+
+
+def lively(config):
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def content_of(model):
+    return {
+        "path": "x.pt", "model": model.state_dict(), "model_config": vars(model.config), "train_config": {},
+        "tokenizer": None, "step": 0, "val_loss": 0.0,
+    }  # fmt: skip
+
+
+class NanoBlock(nn.Module):
+    """A block as nanoGPT computes it, of torch's own parts and with the exact GELU: what its weights mean."""
+
+    def __init__(self, C, n_head):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C), "c_proj": nn.Linear(C, C)})
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
+        self.n_head = n_head
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)
+                   for part in self.attn["c_attn"](self.ln_1(x)).chunk(3, dim=-1))  # fmt: skip
+        scores = (q @ k.mT / (C // self.n_head) ** 0.5).masked_fill(torch.ones(T, T).triu(1) > 0, -torch.inf)
+        x = x + self.attn["c_proj"]((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C))
+        return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x))))
+
+
+class NanoGPT(nn.Module):
+    def __init__(self, block_size, vocab_size, n_layer, n_head, n_embd, bias):
+        super().__init__()
+        parts = {"wte": nn.Embedding(vocab_size, n_embd), "wpe": nn.Embedding(block_size, n_embd)}
+        parts |= {"h": nn.ModuleList(NanoBlock(n_embd, n_head) for _ in range(n_layer)), "ln_f": nn.LayerNorm(n_embd)}
+        self.transformer = nn.ModuleDict(parts)
+        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.transformer["wte"].weight = self.lm_head.weight
+
+    def forward(self, idx):
+        x = self.transformer["wte"](idx) + self.transformer["wpe"].weight[: idx.shape[1]]
+        for block in self.transformer["h"]:
+            x = block(x)
+        return self.lm_head(self.transformer["ln_f"](x))
+
+
+@pytest.fixture
+def nanogpt(tiny):
+    """nano/ckpt.pt with nanoGPT's names and forms, of a compiled model, for data/tiny."""
+    torch.manual_seed(0)
+    model = NanoGPT(**SHAPE)
+    state = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril()  # its mask, without flash attention
+    Path("nano").mkdir()
+    save_nanogpt(state, SHAPE)
+    return model.eval()
+
+
+def save_nanogpt(state, shape, dataset="tiny"):
+    content = {"model": state, "model_args": {**shape, "dropout": 0.0}, "optimizer": {"state": {}}, "iter_num": 250,
+               "best_val_loss": torch.tensor(2.5), "config": {"dataset": dataset}}  # fmt: skip
+    torch.save(content, "nano/ckpt.pt")
+
+
+@torch.no_grad()
+def test_nanogpts_checkpoint_has_the_same_logits_and_loss(nanogpt):
+    content = weights.load("nano")
+    assert content["step"] == 250 and content["val_loss"] == 2.5
+    model, report = weights.build(content)
+    x, y = torch.randint(14, (2, 3, 16))
+    expected = nanogpt(x)
+    logits, loss = model.eval()(x, y)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert loss.item() == pytest.approx(F.cross_entropy(expected.flatten(0, 1), y.flatten()).item(), abs=1e-5)
+    assert report == []
+
+
+def test_nanogpts_folder_is_sampled_from_and_trained_on(nanogpt, run, capsys, refused):
+    sample.main(["--out_dir=nano", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=menino"])
+    captured = capsys.readouterr()
+    assert captured.out.startswith("menino")
+    assert "nano/ckpt.pt is nanoGPT's; its tokens are those of data/tiny/meta.json" in captured.err.replace("\\", "/")
+    arguments = [a for a in run(max_iters=1) if not a.startswith(("--n_", "--block"))]
+    train.main([*arguments, "--init_from=nano/ckpt.pt"])
+    assert checkpoint.load("out/latest.pt")["model_config"]["mlp"] == "gelu_exact"
+    assert "nanoGPT's nano/ckpt.pt cannot be resumed" in refused(
+        train.main, "--init_from=resume", "--out_dir=nano"
+    ).replace("\\", "/")
+
+
+def test_nanogpts_tokens_that_nothing_names_are_asked_for(nanogpt, refused):
+    save_nanogpt(nanogpt.state_dict(), SHAPE, dataset="gone")
+    message = refused(sample.main, "--out_dir=nano")
+    assert "does not say what its 14 tokens are" in message and "python prepare.py gone" in message
+
+
+def test_nanogpts_tokens_are_gpt2s_by_their_number(workspace):
+    Path("nano").mkdir()
+    shape = {**SHAPE, "vocab_size": 50304}
+    save_nanogpt(NanoGPT(**shape).state_dict(), shape, dataset="openwebtext")
+    content = weights.load("nano")
+    assert content["tokenizer"] == {"kind": "gpt2"} and "taken for GPT-2's" in content["notes"][0]
+
+
+@pytest.mark.parametrize("change", [{"model_args": {}}, {"model_args": None}, {"model": None}, {"config": None}])
+def test_a_damaged_nanogpt_checkpoint_is_one_message(nanogpt, refused, change):
+    torch.save({**torch.load("nano/ckpt.pt", weights_only=True), **change}, "nano/ckpt.pt")
+    assert "nano/ckpt.pt" in refused(sample.main, "--out_dir=nano").replace("\\", "/")
+
+
+def test_the_same_architecture_is_taken_over_bit_for_bit():
+    old = lively(ModelConfig(**SHAPE))
+    model, report = weights.build(content_of(old), replace(old.config, dropout=0.5))
+    assert report == [] and model.config.dropout == 0.5
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters(), model.parameters(), strict=True))
+
+
+def test_a_shorter_context_keeps_the_function_on_short_texts():
+    old = lively(ModelConfig(**SHAPE))
+    model, _ = weights.build(content_of(old), replace(old.config, block_size=5))
+    idx = torch.randint(14, (2, 5))
+    torch.testing.assert_close(model.eval()(idx)[0], old(idx)[0])
+
+
+def test_rotary_positions_may_become_more():
+    old = lively(ModelConfig(**SHAPE, position="rope"))
+    wanted = replace(old.config, block_size=64)
+    weights.check_architecture(content_of(old), wanted, resume=False)
+    idx = torch.randint(14, (2, 16))
+    torch.testing.assert_close(weights.build(content_of(old), wanted)[0].eval()(idx)[0], old(idx)[0])
+
+
+def test_repeated_heads_of_keys_and_values_keep_the_function():
+    old = lively(ModelConfig(**SHAPE, n_kv_head=2))
+    model, report = weights.build(content_of(old), replace(old.config, n_kv_head=None))
+    idx = torch.randint(14, (2, 16))
+    torch.testing.assert_close(model.eval()(idx)[0], old(idx)[0], atol=1e-5, rtol=1e-5)
+    assert any("repeated to 4: h.*.attn.c_attn.bias, h.*.attn.c_attn.weight" in line for line in report)
+
+
+def test_pooled_heads_are_the_means_of_their_groups():
+    old = ModelConfig(**SHAPE)
+    tensor = torch.randn(3 * 32, 32)
+    q, k, v = weights.pool_heads(tensor, old, replace(old, n_kv_head=2)).split([32, 16, 16])
+    assert torch.equal(q, tensor[:32])
+    for pooled, whole in ((k, tensor[32:64]), (v, tensor[64:])):
+        torch.testing.assert_close(pooled[:8], (whole[:8] + whole[8:16]) / 2)
+        torch.testing.assert_close(pooled[8:], (whole[16:24] + whole[24:]) / 2)
+
+
+def test_untying_and_tying_keep_what_they_can():
+    old = lively(ModelConfig(**SHAPE))
+    untied, _ = weights.build(content_of(old), replace(old.config, tie_embeddings=False))
+    assert torch.equal(untied.lm_head.weight, old.wte.weight) and untied.lm_head.weight is not untied.wte.weight
+    idx = torch.randint(14, (2, 16))
+    torch.testing.assert_close(untied.eval()(idx)[0], old(idx)[0])
+
+
+MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 2, "bias": False, "qk_norm": True,
+          "logit_softcap": 30.0}  # fmt: skip
+
+
+def test_gpt2_becomes_modern_as_far_as_it_can_and_says_how():
+    old = lively(ModelConfig(**SHAPE))
+    model, report = weights.build(content_of(old), replace(old.config, **MODERN), seed=1)
+    text = "\n".join(report)
+    for words in ("copied: .*wte.weight", "pooled to 2: .*c_attn.weight", "new: h.*.attn.k_norm.weight, ",
+                  "cut to 88 channels, as gate and as value: h.*.mlp.c_fc.weight", "cut to 88 channels: .*c_proj",
+                  r"dropped: .*c_attn.bias.*ln_1.bias.*wpe.weight"):  # fmt: skip
+        assert re.search(words, text), text
+    state, fc = model.state_dict(), old.state_dict()["h.1.mlp.c_fc.weight"]
+    assert torch.equal(state["wte.weight"], old.wte.weight)
+    assert torch.equal(state["h.1.mlp.c_fc.weight"], torch.cat((fc[:88], fc[:88])))
+    assert torch.equal(state["h.1.mlp.c_proj.weight"], old.state_dict()["h.1.mlp.c_proj.weight"][:, :88])
+
+
+def test_what_is_new_comes_from_the_seed_and_leaves_the_callers_dice_alone():
+    old = lively(ModelConfig(**SHAPE, position="rope"))
+    before = torch.get_rng_state()
+    one, same, other = (
+        weights.build(content_of(old), replace(old.config, position="learned"), seed)[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(one.wpe.weight, same.wpe.weight) and not torch.equal(one.wpe.weight, other.wpe.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"n_layer": 3}, r"n_layer=3 \(there 2\)"), ({"n_head": 2}, r"n_head=2 \(there 4\)"),
+    ({"n_embd": 64}, r"n_embd=64 \(there 32\)"), ({"vocab_size": 64}, r"vocab_size=64 \(there 14\)"),
+    ({"block_size": 17}, r"block_size=17 \(there 16\)"),
+])  # fmt: skip
+def test_what_nothing_can_be_taken_over_into_is_refused(changes, words):
+    old = ModelConfig(**SHAPE)
+    with pytest.raises(CheckpointError, match=words):
+        weights.check_architecture(content_of(GPT(old)), replace(old, **changes), resume=False)
+
+
+def test_fine_tuning_into_a_modern_model_reports_the_loss_before(tiny, run, capsys):
+    train.main(run(max_iters=30, lr_decay_iters=30))
+    best = checkpoint.load("out/best.pt")["val_loss"]
+    capsys.readouterr()
+    arguments = [a for a in run(out_dir="modern", max_iters=5) if not a.startswith("--n_")]
+    train.main([*arguments, "--init_from=out", "--position=rope", "--norm=rmsnorm", "--mlp=swiglu", "--n_kv_head=1"])
+    out = capsys.readouterr().out
+    assert f"validation loss of the weights as they were: {best:.4f}" in out
+    assert "heads of keys and values pooled to 1: h.*.attn.c_attn.weight" in out
+    config = checkpoint.load("modern/latest.pt")["model_config"]
+    assert (config["position"], config["n_kv_head"]) == ("rope", 1)
+    sample.main(["--out_dir=modern", "--device=cpu", "--max_new_tokens=40", "--start=o"])
