@@ -7,9 +7,11 @@ name. The logits are the same. `--init_from=hf-quickstart` reads it back, to sam
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
+
+import torch
 
 import config
 import weights
@@ -17,7 +19,7 @@ from checkpoint import CheckpointError
 from config import ConfigError
 from data import DataError, replacing
 from data.tokenizer import END_OF_TEXT
-from huggingface import ACTIVATIONS, extra, is_transposed, rows_of, their_names
+from huggingface import ACTIVATIONS, extra, is_transposed, rows_of, shapes, their_names
 
 WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 EXPRESSIBLE = {  # the values of each field that the architecture has; fields left out may have any
@@ -78,12 +80,9 @@ def tensors(kind, model):
         parts = parameter.detach().split(rows_of(name, parameter.shape, model.config))
         for theirs, part in zip(their_names(name, kind), parts, strict=True):
             result[theirs] = (part.t() if is_transposed(name, kind) else part).contiguous()
-    if kind == "gpt2" and not model.config.bias:  # GPT-2 always has biases, and zeros add nothing
-        for name in [
-            name for name in result if name.endswith(".weight") and ".w" not in name and "lm_head" not in name
-        ]:
-            width = result[name].shape[-1]  # (in, out), or the one dimension of a norm
-            result[name.removesuffix("weight") + "bias"] = result[name].new_zeros(width)
+    if kind == "gpt2":  # always has biases; where there are none here, zeros add nothing
+        for name, shape in shapes(replace(model.config, bias=True)).items():
+            result.setdefault(their_names(name, kind)[0], torch.zeros(shape))
     return dict(sorted(result.items()))
 
 
