@@ -100,7 +100,9 @@ def gpt2_tokenizer():
 
 
 def bpe_tokenizer(ranks):
-    """A tokenizer from its tokens, a list of bytes in the order of merging, with END_OF_TEXT after them."""
+    """A tokenizer from its tokens, a list of bytes in the order of merging, with END_OF_TEXT after them; ValueError."""
+    if len(set(ranks)) < len(ranks) or not {bytes([byte]) for byte in range(256)} <= set(ranks):
+        raise ValueError("the ranks must hold every byte, and no token twice")
     encoding = tiktoken.Encoding(
         "bpe",
         pat_str=GPT2_PATTERN,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import model as model_module
 from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
 
 SMALL = {"block_size": 12, "vocab_size": 17, "n_layer": 3, "n_head": 2, "n_embd": 20}
@@ -16,57 +17,157 @@ def small_model(**changes):
     return GPT(ModelConfig(**{**SMALL, **changes}))
 
 
-def numpy_gpt2(weights, idx, n_layer, n_head):
-    """GPT-2 in NumPy and float64, by loops over rows and heads: (B, T) -> (B, T, V)."""
+def numpy_model(weights, idx, c):
+    """The network of the ModelConfig `c` in NumPy and float64, by loops over rows, heads and positions -> (B, T, V)."""
+    hs, group = c.n_embd // c.n_head, c.n_head // (c.n_kv_head or c.n_head)
 
     def norm(x, name):
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        if c.norm == "layernorm":
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps)
         return x * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0)
 
     def linear(x, name):
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
 
-    def gelu(x):
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    def erf(x):
+        return np.vectorize(math.erf)(x)
+
+    def activate(x):
+        if c.mlp == "swiglu":
+            gate, value = np.split(x, 2, axis=-1)
+            return gate / (1 + np.exp(-gate)) * value
+        return {
+            "gelu": lambda: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+            "gelu_exact": lambda: 0.5 * x * (1 + erf(x / np.sqrt(2))),
+            "relu2": lambda: np.maximum(x, 0) ** 2,
+        }[c.mlp]()
+
+    def turned(x):
+        """Each position's vector turned by complex numbers: channel i is the real part, i + hs/2 the imaginary one."""
+        frequencies = c.rope_base ** (-np.arange(0, hs, 2) / hs)
+        z = (x[:, : hs // 2] + 1j * x[:, hs // 2 :]) * np.exp(1j * np.arange(len(x))[:, None] * frequencies)
+        return np.concatenate((z.real, z.imag), axis=-1)
+
+    def head(x, start, name):
+        x = x[:, start * hs : (start + 1) * hs]
+        x = norm(x, name) if c.qk_norm else x
+        return turned(x) if c.position == "rope" else x
 
     def attend(x, name):
-        T, C = x.shape
-        hs = C // n_head
-        q, k, v = np.split(linear(x, f"{name}.c_attn"), 3, axis=-1)
-        heads = []
-        for h in range(n_head):
-            part = slice(h * hs, (h + 1) * hs)
-            scores = q[:, part] @ k[:, part].T / np.sqrt(hs)
+        T, qkv, heads = len(x), linear(x, f"{name}.c_attn"), []
+        for h in range(c.n_head):
+            q = head(qkv, h, f"{name}.q_norm")
+            k = head(qkv, c.n_head + h // group, f"{name}.k_norm")
+            start = (c.n_head + c.n_head // group + h // group) * hs
+            scores = q @ k.T / np.sqrt(hs)
             scores[np.triu_indices(T, k=1)] = -np.inf
             scores = np.exp(scores - scores.max(-1, keepdims=True))
-            heads.append(scores / scores.sum(-1, keepdims=True) @ v[:, part])
+            heads.append(scores / scores.sum(-1, keepdims=True) @ qkv[:, start : start + hs])
         return linear(np.concatenate(heads, axis=-1), f"{name}.c_proj")
 
     logits = []
     for row in idx:
-        x = weights["wte.weight"][row] + weights["wpe.weight"][: len(row)]
-        for i in range(n_layer):
+        x = weights["wte.weight"][row]
+        if c.position == "learned":
+            x = x + weights["wpe.weight"][: len(row)]
+        for i in range(c.n_layer):
             x = x + attend(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn")
-            x = x + linear(gelu(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")), f"h.{i}.mlp.c_proj")
-        logits.append(norm(x, "ln_f") @ weights["wte.weight"].T)
+            x = x + linear(activate(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")), f"h.{i}.mlp.c_proj")
+        scores = norm(x, "ln_f") @ weights["wte.weight" if c.tie_embeddings else "lm_head.weight"].T
+        logits.append(c.logit_softcap * np.tanh(scores / c.logit_softcap) if c.logit_softcap else scores)
     return np.stack(logits)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("n_head, n_embd", [(1, 8), (2, 20), (5, 15)])
-def test_logits_equal_an_independent_numpy_gpt2(bias, n_head, n_embd):
-    model = small_model(bias=bias, n_head=n_head, n_embd=n_embd)
-    with torch.no_grad():  # away from the initial values, where biases are zero and norms do nothing
+LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "norm_eps": 1e-6}
+ARCHITECTURES = {
+    "gpt2": {"bias": True}, "gpt2 without biases": {}, "one head": {"n_head": 1, "n_embd": 8},
+    "odd width": {"n_head": 5, "n_embd": 15}, "rope": {"position": "rope", "rope_base": 50.0},
+    "rmsnorm": {"norm": "rmsnorm"}, "swiglu": {"mlp": "swiglu", "bias": True}, "relu2": {"mlp": "relu2"},
+    "gelu_exact": {"mlp": "gelu_exact"}, "given width": {"mlp": "swiglu", "mlp_hidden": 7}, "gqa": {"n_kv_head": 2},
+    "mqa": {"n_kv_head": 1}, "qk_norm": {"qk_norm": True, "bias": True}, "softcap": {"logit_softcap": 3.0},
+    "untied": {"tie_embeddings": False}, "llama": LLAMA, "llama, gqa, biases": {**LLAMA, "n_kv_head": 2, "bias": True},
+    "everything": {**LLAMA, "n_kv_head": 2, "qk_norm": True, "logit_softcap": 3.0, "tie_embeddings": False},
+}  # fmt: skip
+
+
+def lively_model(**changes):
+    """Away from the initial values, where biases are zero and norms do nothing."""
+    model = small_model(**{"n_head": 4, "n_embd": 24, **changes})
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_logits_equal_an_independent_numpy_model(changes):
+    model = lively_model(**changes)
     idx = torch.randint(17, (3, 12))
     logits, loss = model(idx, idx)
     weights = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
-    expected = numpy_gpt2(weights, idx.numpy(), 3, n_head)
+    expected = numpy_model(weights, idx.numpy(), model.config)
     np.testing.assert_allclose(logits.detach().numpy(), expected, atol=1e-5, rtol=1e-5)
     log_probabilities = expected - np.log(np.exp(expected).sum(-1, keepdims=True))
     nll = -np.take_along_axis(log_probabilities, idx.numpy()[..., None], axis=-1).mean()
     assert loss.item() == pytest.approx(nll, abs=1e-5)
+
+
+def test_rotary_attention_depends_on_distance_alone():
+    q, k = torch.randn(2, 1, 1, 1, 16)  # (B, T, nh, hs) each
+    at = [model_module.rotation(torch.tensor([p]), 16, 100.0) for p in range(40)]
+
+    def score(m, n):
+        return (model_module.rotate(q, at[m]) * model_module.rotate(k, at[n])).sum().item()
+
+    for distance in (0, 1, 7):
+        scores = [score(n + distance, n) for n in (0, 5, 30)]
+        assert scores == pytest.approx([scores[0]] * 3, abs=1e-5)
+    assert score(7, 0) != pytest.approx(score(0, 7), abs=1e-2)  # and on its sign
+
+
+def test_rotation_is_of_halves_as_in_hugging_faces_llama():
+    x = torch.zeros(1, 1, 1, 4)
+    x[..., 0] = 1.0
+    turned = model_module.rotate(x, model_module.rotation(torch.tensor([1]), 4, 10_000.0)).flatten()
+    torch.testing.assert_close(turned, torch.tensor([math.cos(1), 0.0, math.sin(1), 0.0]))
+
+
+def test_rotation_stays_exact_in_a_half_precision_model():
+    """Frequencies kept in a buffer would be rounded by model.to(bfloat16)."""
+    model = small_model(position="rope", n_embd=32).to(torch.bfloat16)
+    assert all("freq" not in name for name, _ in model.named_buffers())
+    cos, _ = model_module.rotation(torch.tensor([1001]), 16, 10_000.0)
+    assert cos.dtype == torch.float32 and cos.flatten()[0].item() == pytest.approx(math.cos(1001), abs=1e-6)
+
+
+def test_grouped_queries_equal_repeated_heads():
+    grouped = lively_model(n_kv_head=2)
+    whole = lively_model()
+    state = grouped.state_dict()
+    for name in [name for name in state if "c_attn" in name]:
+        q, k, v = state[name].split([24, 12, 12])
+        state[name] = torch.cat(
+            (q, *(part.view(2, 6, -1).repeat_interleave(2, dim=0).flatten(0, 1) for part in (k, v)))
+        )
+    whole.load_state_dict(state)
+    idx = torch.randint(17, (2, 12))
+    torch.testing.assert_close(grouped(idx, idx)[0], whole(idx, idx)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_soft_cap_bounds_logits_in_training_and_generation_and_keeps_their_order():
+    free, capped = lively_model(), lively_model(logit_softcap=2.0)
+    idx = torch.randint(17, (2, 12))
+    for arguments in ((idx, idx), (idx,)):
+        logits = capped(*arguments)[0]
+        assert logits.abs().max() <= 2.0 < free(*arguments)[0].abs().max()
+        assert torch.equal(logits.argmax(-1), free(*arguments)[0].argmax(-1))
+
+
+def test_swiglu_has_about_as_many_parameters_as_gelu():
+    for n_embd in (64, 96, 128, 384, 768):
+        gelu, swiglu = (small_model(n_embd=n_embd, mlp=mlp).parameter_count() for mlp in ("gelu", "swiglu"))
+        assert swiglu == pytest.approx(gelu, rel=0.03)
 
 
 def test_loss_before_training_is_ln_of_the_vocabulary():
@@ -142,12 +243,13 @@ def test_parameters_are_counted_as_the_source_documents_correct_them():
     assert GPT(ModelConfig(**shape, bias=False)).parameter_count() == 16_091_392
 
 
-def test_flops_per_token_equal_what_torch_counts():
+@pytest.mark.parametrize("changes", [{}, LLAMA, {"tie_embeddings": False}, {"n_kv_head": 1}])
+def test_flops_per_token_equal_what_torch_counts(changes):
     """6N counts a norm's weights as if they were in a matmul: the 3% between the two."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = GPT(ModelConfig(block_size=32, vocab_size=96, n_layer=2, n_head=2, n_embd=64, bias=False))
+    model = GPT(ModelConfig(block_size=32, vocab_size=96, n_layer=2, n_head=2, n_embd=64, **changes))
     x, y = torch.randint(96, (2, 4, 32))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the flash kernel is not counted
         model(x, y)[1].backward()
@@ -161,6 +263,16 @@ def test_flops_per_token_equal_what_torch_counts():
         ({"n_layer": 0}, "n_layer=0 must be at least 1"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"block_size": -1}, "block_size=-1"),
+        ({"n_kv_head": 3, "n_head": 4}, "n_kv_head=3 must divide n_head=4: 1, 2, 4"),
+        ({"n_kv_head": 0}, "n_kv_head=0 must be at least 1"),
+        ({"position": "rope", "n_embd": 10}, "position=rope turns pairs of channels: n_embd/n_head=5 must be even"),
+        ({"position": "alibi"}, "position=alibi is none of learned, rope"),
+        ({"norm": "batch"}, "norm=batch is none of layernorm, rmsnorm"),
+        ({"mlp": "relu"}, "mlp=relu is none of gelu, gelu_exact, swiglu, relu2"),
+        ({"mlp_hidden": 0}, "mlp_hidden=0 must be at least 1"),
+        ({"rope_base": 0}, "rope_base=0 must be above 0"),
+        ({"norm_eps": -1e-5}, "norm_eps=-1e-05 must be above 0"),
+        ({"logit_softcap": -1}, "logit_softcap=-1 must be at least 0"),
     ],
 )
 def test_bad_architectures_are_named(changes, words):

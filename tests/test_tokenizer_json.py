@@ -1,0 +1,125 @@
+"""tokenizer.json: ours written and read again, theirs run as they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import prepare
+import sample
+import train
+from data import DataError
+from data.dataset import Dataset
+from data.tokenizer import CharTokenizer, decode, load_tokenizer, read_spec, train_bpe
+from data.tokenizer_json import BYTES, spec_of
+from tests.test_tokenizer import TEXT, gpt2_or_skip
+
+
+def llama3_like():
+    """Byte-level BPE that cuts words in its own way and begins each text with a mark, as Llama 3's."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    cut = pre_tokenizers.Split(tokenizers.Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=sorted(BYTES), special_tokens=["<|begin|>", "</s>"],
+                                  show_progress=False)  # fmt: skip
+    tokenizer.train_from_iterator([TEXT * 3], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    return tokenizer
+
+
+def llama2_like():
+    """Sentencepiece's form: a blank before each text, blanks as U+2581, single bytes for what it does not know."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    for token in ["\u2581", *"omeninvuaçã", "\u2581o", "\u2581m", "\u2581v", "en", "\u2581men"]:
+        vocab.setdefault(token, len(vocab))
+    merges = [("\u2581", "o"), ("\u2581", "m"), ("\u2581", "v"), ("e", "n"), ("\u2581m", "en")]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "gpt2"])
+def test_ours_comes_back_as_it_was_and_cuts_alike(kind):
+    if kind == "char":
+        ours = CharTokenizer("".join(sorted(set(TEXT))))
+    else:
+        ours = gpt2_or_skip() if kind == "gpt2" else train_bpe([TEXT * 3], 320)
+    assert spec_of(ours.json()) == ours.spec()
+    theirs = tokenizers.Tokenizer.from_str(ours.json())
+    assert theirs.encode(TEXT).ids == ours.encode(TEXT).tolist()
+    assert theirs.decode(ours.encode(TEXT).tolist(), skip_special_tokens=False) == TEXT
+    assert theirs.get_vocab_size() == ours.vocab_size
+
+
+def test_the_end_of_a_text_is_one_token_in_both_forms():
+    ours = train_bpe([TEXT * 3], 320)
+    text = "menino<|endoftext|>menino"
+    assert tokenizers.Tokenizer.from_str(ours.json()).encode(text).ids == ours.encode(text).tolist()
+
+
+@pytest.mark.parametrize("make", [llama3_like, llama2_like])
+def test_another_tokenizer_is_run_as_it_is(make):
+    theirs = make()
+    spec = spec_of(theirs.to_str())
+    ours = load_tokenizer(json.loads(json.dumps(spec)))
+    assert spec["kind"] == "huggingface" and ours.json() == theirs.to_str() and ours.spec() == spec
+    assert ours.prompt("o menino viu").tolist() == theirs.encode("o menino viu").ids
+    assert ours.vocab_size == theirs.get_vocab_size()
+    text = " o menino viu a maçã 🦜\n\n e não"
+    assert decode(ours, ours.encode(text)) == text
+    assert b"".join(ours.decode_bytes([i]) for i in ours.encode(text)) == text.encode()
+
+
+@pytest.mark.parametrize("make", [llama3_like, llama2_like])
+def test_a_long_text_in_pieces_is_the_whole_text(make):
+    """A tokenizer that puts a blank before each text must not put one before each piece."""
+    tokenizer = load_tokenizer(spec_of(make().to_str()))
+    pieces = ["o menino", " viu a maçã", " e", " não men"]
+    in_pieces = np.concatenate([tokenizer.encode(piece) for piece in pieces])
+    np.testing.assert_array_equal(in_pieces, tokenizer.encode("".join(pieces)))
+
+
+@pytest.mark.parametrize("make", [llama3_like, llama2_like])
+def test_a_data_set_is_prepared_trained_on_and_sampled_with_it(workspace, run, capsys, make):
+    Path("foreign").mkdir()
+    make().save("foreign/tokenizer.json")
+    text = "o menino viu a maçã e não comeu\n" * 100
+    Path("text.txt").write_text(text, encoding="utf-8")
+    prepare.main(["text", "--input=text.txt", "--tokenizer=foreign"])
+    dataset = Dataset("data/text")
+    ids = np.concatenate([dataset.ids["train"][:], dataset.ids["val"][:]])
+    assert decode(dataset.tokenizer, ids.tolist()) == text
+    train.main(run(dataset="text", max_iters=2))
+    sample.main(["--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=o menino"])
+    assert "o menino" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text, words", [
+    ("{", "JSONDecodeError|cannot take"), ("[]", "cannot take the tokenizer"), ('{"model": 1}', "no tokenizer.json"),
+    ('{"tokenizer": 1}', "not a tokenizer description"), ("null", "cannot take the tokenizer"),
+    ('{"tokenizer": {"kind": "char", "chars": ["a"]}}', "text without repetitions"),
+    ('{"tokenizer": {"kind": "char", "chars": ""}}', "text without repetitions"),
+    ('{"tokenizer": {"kind": "char", "chars": "aa"}}', "text without repetitions"),
+    ('{"tokenizer": {"kind": "bpe", "ranks": ["YQ==", "YQ=="]}}', "not a tokenizer description"),
+    ('{"tokenizer": {"kind": "bpe", "ranks": "YQ=="}}', "not a tokenizer description"),
+    ('{"tokenizer": {"kind": "huggingface", "json": "{}"}}', "not a tokenizer description|cannot read"),
+])  # fmt: skip
+def test_a_damaged_description_is_refused(workspace, text, words):
+    Path("meta.json").write_text(text)
+    with pytest.raises(DataError, match=words):
+        load_tokenizer(read_spec("meta.json"))
+
+
+def test_a_decoder_that_does_not_say_which_bytes_is_refused():
+    theirs = llama3_like()
+    theirs.decoder = decoders.WordPiece()
+    with pytest.raises(DataError, match="decoder WordPiece; ByteLevel and sentencepiece's are known"):
+        load_tokenizer(spec_of(theirs.to_str()))
