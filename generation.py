@@ -67,13 +67,16 @@ def next_token(logits, sampling, generator=None):
     if k < V or sampling.top_p < 1:
         logits, index = logits.topk(k)  # (B, k), the likeliest first
     probabilities = logits.softmax(dim=-1)
-    keep = probabilities >= sampling.min_p * probabilities.amax(dim=-1, keepdim=True)  # min-p: 2407.01082
     if sampling.top_p < 1:  # nucleus: 1904.09751
-        keep &= probabilities.cumsum(dim=-1) - probabilities < sampling.top_p
-        keep[:, 0] = True  # also where top_p is too small for float32
+        outside = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
+        outside[:, 0] = False  # also where top_p is too small for float32
+        probabilities = probabilities.masked_fill(outside, 0)
+    if sampling.min_p > 0:  # 2407.01082
+        least = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0)
     # The smallest of exponential variables with these rates is distributed as the probabilities are. torch.multinomial
     # draws so too, but first asks the device whether the probabilities are valid, and waits for the answer.
-    race = torch.where(keep, probabilities, 0) / torch.empty_like(probabilities).exponential_(generator=generator)
+    race = probabilities / torch.empty_like(probabilities).exponential_(generator=generator)
     drawn = race.argmax(dim=-1, keepdim=True)  # (B, 1)
     return drawn if index is None else index.gather(-1, drawn)
 
@@ -102,17 +105,17 @@ class Decoder:
         """Whether another batch needs a Decoder of its own."""
         return batch_size != self.batch_size or min(length, self.model.config.block_size) > self.cache.length
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def prefill(self, rows):
         """Forget everything and read one tensor of ids (T,) for each row; shorter rows are padded on the left.
 
         Returns the logits after each row's last token, (B, 1, V).
         """
         longest = max(map(len, rows))
-        self.cache.reset(torch.tensor([longest - len(row) for row in rows]))
+        self.cache.reset(torch.tensor([[longest - len(row)] for row in rows]))
         return self.model(torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows]), cache=self.cache)[0]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def eager_step(self, idx):
         """idx (B, 1), the next token of each row -> logits (B, 1, V)."""
         return self.model(idx, cache=self.cache)[0]
@@ -138,8 +141,11 @@ class Decoder:
         return step
 
     def compiled_step(self):
-        step = torch.compile(self.eager_step, dynamic=False)  # every step has the same shapes
-        step(torch.zeros((self.batch_size, 1), dtype=torch.long, device=self.model.wte.weight.device))
+        step = torch.compile(lambda idx: self.model(idx, cache=self.cache)[0], dynamic=False)  # all have these shapes
+        with (
+            torch.no_grad()
+        ):  # inference_mode is for eager torch: compiling inside it ends in an internal error of 2.13
+            step(torch.zeros((self.batch_size, 1), dtype=torch.long, device=self.model.wte.weight.device))
         return step
 
 

@@ -5,8 +5,8 @@ at one place, where it is constructed: so forward has no branches to follow. Par
 
 Shapes: B batch, T tokens of context, C channels (n_embd), V vocabulary, nh heads, nkv heads of keys and values,
 hs head size (C / nh), L slots of the cache.
-Sources: GPT-2, "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019); Llama (2302.13971);
-attention, "Attention Is All You Need" (1706.03762); GELU (1606.08415); tied embeddings (1608.05859).
+Sources: GPT-2 (Language Models are Unsupervised Multitask Learners, 2019), Llama (2302.13971), attention (1706.03762),
+GELU (1606.08415), tied embeddings (1608.05859); others stand where they are used.
 """
 
 import contextlib
@@ -70,8 +70,7 @@ class ModelConfig:
         problems += [f"{k}={values[k]} is none of {', '.join(c)}" for k, c in choices.items() if values[k] not in c]
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.logit_softcap < 0:
-            problems.append(f"logit_softcap={self.logit_softcap} must be at least 0")
+        problems += [f"logit_softcap={self.logit_softcap} must be at least 0"] if self.logit_softcap < 0 else []
         if self.n_head > 0 and self.n_embd % self.n_head:
             below = self.n_embd - self.n_embd % self.n_head
             near = f"{below} or {below + self.n_head}" if below > 0 else self.n_head
@@ -87,9 +86,18 @@ class ModelConfig:
 
 
 def make_norm(config, width):
-    if config.norm == "rmsnorm":  # 1910.07467
-        return nn.RMSNorm(width, config.norm_eps)
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(width, config.norm_eps)  # 1910.07467
     return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
+
+
+def unchanged(x, *_):
+    """Where an architecture has no such part; nn.Identity would cost a microsecond a call."""
+    return x
+
+
+def make_dropout(config):
+    return nn.Dropout(config.dropout) if config.dropout else unchanged
 
 
 def gelu(x):
@@ -129,9 +137,8 @@ def rotation(positions, head_size, base):
 
 
 def rotate(x, turn):
-    """Turn each pair of channels of x (B, T, n, hs) by its position's angle, in float32."""
-    cos, sin = turn
-    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
+    """Turn each pair of channels of x (B, T, n, hs) by its position's angle, in float32; turn: of `rotation`."""
+    return (x * turn[0] + x.roll(x.shape[-1] // 2, dims=-1) * turn[1]).type_as(x)
 
 
 class KVCache:
@@ -150,10 +157,11 @@ class KVCache:
         self.values = [like.new_zeros(shape) for _ in range(config.n_layer)]
         self.positions = torch.full((batch_size, length), self.FAR, device=like.device)  # of each slot's token
         self.seen = torch.zeros(1, dtype=torch.long, device=like.device)  # a tensor: a captured step can count it
-        self.padding = torch.zeros(batch_size, dtype=torch.long, device=like.device)
+        self.padding = torch.zeros((batch_size, 1), dtype=torch.long, device=like.device)
+        self.visible, self.hidden = like.new_tensor(0.0), like.new_tensor(-torch.inf)
 
     def reset(self, padding):
-        """Forget everything, and expect rows with so many tokens of padding, (B,); the memory stays."""
+        """Forget everything, and expect rows with so many tokens of padding, (B, 1); the memory stays."""
         self.positions.fill_(self.FAR)
         self.seen.zero_()
         self.padding.copy_(padding)
@@ -164,13 +172,13 @@ class KVCache:
         `mask` then says what they see, (B, 1, T, L): 0 where the slot's token is not later, -inf where it is.
         """
         numbers = self.seen + torch.arange(T, device=self.seen.device)  # (T,)
-        positions = numbers - self.padding[:, None]  # (B, T)
-        positions = positions.masked_fill(positions < 0, self.FAR)
+        positions = numbers - self.padding  # (B, T)
+        if T > 1:  # padding stands before the prompt alone
+            positions = positions.masked_fill(positions < 0, self.FAR)
         self.slots = numbers % self.length
         self.positions.index_copy_(1, self.slots, positions)
-        self.mask = torch.zeros((), dtype=self.keys[0].dtype, device=positions.device).masked_fill(
-            self.positions[:, None, None, :] > positions[:, None, :, None], -torch.inf
-        )
+        later = self.positions[:, None, None, :] > positions[:, None, :, None]
+        self.mask = torch.where(later, self.hidden, self.visible)
         self.seen += T
         return positions
 
@@ -191,10 +199,10 @@ class Attention(nn.Module):
         self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # of queries, keys, values
         self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias)  # one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.resid_dropout = nn.Dropout(config.dropout)
-        self.q_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
-        self.k_norm = make_norm(config, config.head_size) if config.qk_norm else nn.Identity()
-        self.rotate = rotate if config.position == "rope" else lambda x, turn: x
+        self.resid_dropout = make_dropout(config)
+        self.q_norm = make_norm(config, config.head_size) if config.qk_norm else unchanged
+        self.k_norm = make_norm(config, config.head_size) if config.qk_norm else unchanged
+        self.rotate = rotate if config.position == "rope" else unchanged
 
     def forward(self, x, turn, cache):
         B, T, C = x.shape
@@ -218,7 +226,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, matrices * config.hidden, bias=config.bias)
         self.act = ACTIVATIONS[config.mlp]
         self.c_proj = nn.Linear(config.hidden, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = make_dropout(config)
 
     def forward(self, x):
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
@@ -257,7 +265,7 @@ class GPT(nn.Module):
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = make_dropout(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -280,8 +288,7 @@ class GPT(nn.Module):
         """idx (B, T) token ids -> logits and the mean cross-entropy in nats per token.
 
         With targets (B, T): logits (B, T, V) and the loss, where targets equal to IGNORE do not count.
-        Without: logits of the last position alone, (B, 1, V), which is what generation needs, and None.
-        With a cache, idx goes on after the tokens that it holds.
+        Without: the last position's logits alone, (B, 1, V), and None. With a cache, idx goes on after its tokens.
         Raises ValueError when T exceeds block_size.
         """
         T = idx.shape[1]
@@ -315,9 +322,8 @@ class GPT(nn.Module):
 
         N leaves out embeddings that are looked up and never multiplied: the positions', and the tokens' if not tied.
         """
-        looked_up = [self.wpe] if self.wpe is not None else []
-        looked_up += [] if self.config.tie_embeddings else [self.wte]
-        N = self.parameter_count() - sum(embedding.weight.numel() for embedding in looked_up)
+        looked_up = {"wpe.weight"} if self.config.tie_embeddings else {"wpe.weight", "wte.weight"}
+        N = sum(p.numel() for name, p in self.named_parameters() if name not in looked_up)
         return 6 * N + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size  # H·Q = C
 
 
@@ -363,11 +369,6 @@ def pick_dtype(name, device):
     if name == "float16" and device.type == "mps":
         raise DeviceError("dtype=float16 needs a gradient scaler, which MPS has not; use --dtype=bfloat16 or float32")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def autocast(device, dtype):
-    """The context in which matrix products run in dtype while the parameters stay float32."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ The tokenizer comes out of the checkpoint, so that nothing else is needed beside
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -89,7 +89,7 @@ class Writer:
         self.tokenizer = weights.tokenizer_of(content)
         self.device = pick_device(options.device)
         self.about = [*content.get("notes", []), checkpoint.describe(content)]
-        self.model, _ = weights.build(content)
+        self.model, _ = weights.build(content, replace(weights.config_of(content), dropout=0.0))
         self.model.to(self.device, pick_dtype(options.dtype, self.device)).eval()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for float32 products

@@ -29,7 +29,7 @@ from data.tokenizer import decode
 from distributed import Ranks, leave_together
 from generation import Decoder, Sampling, generate
 from log import RunLog, peak_flops
-from model import GPT, IGNORE, DeviceError, ModelConfig, autocast, compile_model, memory_guard, pick_device, pick_dtype
+from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, memory_guard, pick_device, pick_dtype
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
 
@@ -119,7 +119,7 @@ class Trainer:
         self.bare = model.to(device)  # what is saved and evaluated; self.model may be wrapped
         self.micro_steps, self.rows = ranks.share(options.gradient_accumulation_steps, options.batch_size)
         self.optimizer = make_optimizer(model, options, device)
-        self.autocast = autocast(device, dtype)
+        self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
         self.step, self.resumed_at, self.best_val_loss = 0, None, math.inf
