@@ -8,6 +8,7 @@ import pytest
 
 import config
 from config import ConfigError, Options, convert
+from generation import Sampling
 from model import ModelConfig
 from sample import SampleConfig
 from train import TrainConfig
@@ -171,7 +172,7 @@ def test_every_preset_parses_and_says_what_to_expect(preset):
 def test_every_option_of_nanogpt_is_here_under_its_name():
     train_names = Options([], ModelConfig, TrainConfig, description="Test.").types
     assert set(NANOGPT_TRAIN) <= set(train_names)
-    assert set(NANOGPT_SAMPLE) <= set(Options([], SampleConfig, description="Test.").types)
+    assert set(NANOGPT_SAMPLE) <= set(Options([], Sampling, SampleConfig, description="Test.").types)
 
 
 def test_a_config_file_in_nanogpts_style_runs_unchanged(workspace):

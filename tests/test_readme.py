@@ -11,13 +11,18 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import Options, describe, option_types  # noqa: E402
+from export import ExportConfig  # noqa: E402
+from generation import Sampling  # noqa: E402
 from model import ModelConfig  # noqa: E402
 from prepare import PrepareConfig  # noqa: E402
 from sample import SampleConfig  # noqa: E402
 from train import TrainConfig  # noqa: E402
 
 README = ROOT / "README.md"
-CLASSES = {"prepare.py": [PrepareConfig], "train.py": [ModelConfig, TrainConfig], "sample.py": [SampleConfig]}
+CLASSES = {
+    "prepare.py": [PrepareConfig], "train.py": [ModelConfig, TrainConfig], "sample.py": [Sampling, SampleConfig],
+    "export.py": [ExportConfig],
+}  # fmt: skip
 TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
 
 
@@ -40,7 +45,7 @@ def commands():
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
-                match = re.search(r"(prepare|train|sample)\.py(.*)", part)
+                match = re.search(r"(prepare|train|sample|export)\.py(.*)", part)
                 if match:
                     yield match.group(1) + ".py", re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", match.group(2))
 

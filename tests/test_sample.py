@@ -1,6 +1,7 @@
 """The command that lets a model write: what reaches the terminal, and what it refuses."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,77 @@ def test_mistakes_are_one_message(trained, capsys, argv, words):
     message = capsys.readouterr().err
     assert exit.value.code == 2 and message.count("\n") == 1
     assert re.search(".*".join(map(re.escape, words.split(".*"))), message), message
+
+
+def test_several_starts_are_one_batch_and_each_is_what_it_is_alone(trained, capsys):
+    arguments = ["--temperature=0", "--num_samples=2"]
+    together = spoken(capsys, *arguments, "--start=o menino", "--start=viu")
+    alone = spoken(capsys, *arguments, "--start=o menino") + spoken(capsys, *arguments, "--start=viu")
+    assert together == alone and together.count("---------------") == 4
+
+
+def test_penalties_change_what_is_said(trained, capsys):
+    arguments = ["--temperature=0", "--num_samples=1", "--start=o menino"]
+    plain = spoken(capsys, *arguments)
+    for option in ("--repetition_penalty=5", "--frequency_penalty=2", "--presence_penalty=9"):
+        assert spoken(capsys, *arguments, option) != plain
+    assert spoken(capsys, *arguments, "--repetition_penalty=1", "--min_p=0.5") == plain
+
+
+def converse(monkeypatch, capsys, *events, argv=()):
+    """A conversation: each event is a line that is typed, or an exception that the keyboard causes."""
+    events = iter(events)
+
+    def typed(prompt):
+        event = next(events)
+        if isinstance(event, type):
+            raise event
+        return event
+
+    monkeypatch.setattr("builtins.input", typed)
+    capsys.readouterr()
+    sample.main(["--device=cpu", "--interactive=True", "--temperature=0", "--max_new_tokens=10", *argv])
+    assert next(events, None) is None
+    return capsys.readouterr().out.splitlines()[1:]  # without the line that explains
+
+
+def test_a_conversation_goes_on_from_all_that_was_said(trained, monkeypatch, capsys):
+    """Every turn is what one call makes of the whole text so far; /new forgets it."""
+
+    def reply(text):
+        arguments = ["--temperature=0", "--num_samples=1", "--max_new_tokens=10", f"--start={text}"]
+        return spoken(capsys, *arguments).removeprefix(text).removesuffix("\n---------------\n")
+
+    first = reply("o menino")
+    second = reply(f"o menino{first}\nviu")
+    more = reply(f"o menino{first}\nviu{second}")
+    said = "\n".join(converse(monkeypatch, capsys, "o menino", "viu", "", "/new", "o menino", "/quit"))
+    assert said == "\n".join((first, second, more, first))
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(trained, monkeypatch, capsys):
+    write, calls = sample.Writer.write, []
+
+    def interrupted(self, prompts, show):
+        calls.append(list(prompts[0]))
+        if len(calls) == 1:
+            show(0, "me")
+            raise KeyboardInterrupt
+        write(self, prompts, show)
+
+    monkeypatch.setattr(sample.Writer, "write", interrupted)
+    said = converse(monkeypatch, capsys, "viu ", KeyboardInterrupt, "a", EOFError)
+    assert said[:3] == ["me", "", "Ctrl-D or /quit leaves."] and len(said) > 3
+    chars = sample.weights.load("out")["tokenizer"]["chars"]
+    assert "".join(chars[i] for i in calls[1]) == "viu me\na"  # what was said before Ctrl-C counts
+
+
+def test_an_unknown_character_is_named_and_the_conversation_goes_on(trained, monkeypatch, capsys):
+    said = converse(monkeypatch, capsys, "xyz", "o", "/quit")
+    assert "never saw in training" in said[0] and len(said) >= 2
+
+
+def test_a_conversation_may_begin_with_a_text(trained, monkeypatch, capsys):
+    Path("p.txt").write_text("o menino", encoding="utf-8")
+    one = converse(monkeypatch, capsys, "", "/quit", argv=["--start=FILE:p.txt"])
+    assert one == converse(monkeypatch, capsys, "o menino", "/quit")
