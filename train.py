@@ -48,9 +48,7 @@ class TrainConfig:
     eval_iters: Annotated[int, "batches in an evaluation, evenly spaced over a split; 0: both splits whole"] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"] = True
-    init_from: Annotated[str, "scratch; resume: go on in out_dir; to fine-tune, a checkpoint, its folder, a Hugging Face folder, gpt2"] = (
-        "scratch"
-    )
+    init_from: Annotated[str, "scratch; resume: go on in out_dir; or weights: a path, or gpt2 to gpt2-xl"] = "scratch"
     wandb_log: Annotated[bool, "log to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "its project"] = "seugpt"
     wandb_run_name: Annotated[str, "its name for this run"] = "run"
