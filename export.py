@@ -113,13 +113,15 @@ def export(source, folder):
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in files.items():
         with replacing(folder / name) as temporary:
+            temporary.touch()  # with the mode that this user's files have; safetensors would let nobody else read
+            mode = temporary.stat().st_mode
             write(temporary)
+            temporary.chmod(mode)
     print(f"{content['path']} is now a {CLASSES[kind]} in {folder}")
     print(f"let it write: python sample.py --init_from={folder}")
 
 
 def write_json(path, content):
-    content = {key: value for key, value in content.items() if value is not None}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

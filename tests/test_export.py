@@ -66,6 +66,8 @@ def test_transformers_has_the_same_tokens_logits_and_greedy_text(spec, capsys, n
     ours = lively(spec, **ARCHITECTURES[name])
     export.main(["--out_dir=out", "--to=hf"])
     theirs, their_tokenizer = load_with_transformers("hf")
+    assert theirs.config.eos_token_id in (None, their_tokenizer.eos_token_id)  # GPT-2's own would be beyond a small V
+    assert len({path.stat().st_mode for path in Path("hf").iterdir()}) == 1  # safetensors wrote for the owner alone
     assert type(theirs).__name__ == ("LlamaForCausalLM" if name.startswith("llama") else "GPT2LMHeadModel")
     tokenizer = load_tokenizer(spec)
     ids = tokenizer.encode(TEXT).tolist()
