@@ -9,6 +9,7 @@ The tokenizer comes out of the checkpoint, so that nothing else is needed beside
 
 import contextlib
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -107,7 +108,10 @@ class Writer:
             ) from error
 
     def write(self, prompts, show):
-        """Go on from each prompt's ids; show(row, text) gets each piece of a row's text as soon as it is sure."""
+        """Go on from each prompt's ids; show(row, text) gets each piece of a row's text as soon as it is sure.
+
+        Returns the number of tokens that were drawn.
+        """
         options = self.options
         while self.about:
             print(self.about.pop(0), file=sys.stderr)
@@ -132,6 +136,7 @@ class Writer:
                 waiting = []
             if all(stream.finished for stream in streams):
                 break
+        return count * len(prompts)
 
 
 def sample(writer, options):
@@ -146,10 +151,14 @@ def sample(writer, options):
             print(text, end="", flush=True)
 
     print(starts[0], end="", flush=True)
-    writer.write([prompts[start] for start in starts], show)
+    began = time.perf_counter()
+    tokens = writer.write([prompts[start] for start in starts], show)
+    seconds = time.perf_counter() - began
     print("\n---------------")
     for start, text in list(zip(starts, texts, strict=True))[1:]:
         print(f"{start}{text}\n---------------")
+    sys.stdout.flush()
+    print(f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
 
 
 def converse(writer, text):
