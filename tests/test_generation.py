@@ -1,5 +1,6 @@
 """Generation: what is drawn, that the cache changes nothing, and when bytes become text."""
 
+import itertools
 import math
 
 import pytest
@@ -182,6 +183,18 @@ def test_cached_logits_are_the_uncached_ones():
     decoder = Decoder(net, 3, 8)
     steps = [decoder.prefill(list(idx[:, :3]))] + [decoder.step(idx[:, t : t + 1]) for t in range(3, 8)]
     torch.testing.assert_close(torch.cat(steps, dim=1), net(idx, idx)[0][:, 2:], atol=1e-5, rtol=1e-5)
+
+
+def test_every_combination_of_architectures_is_valid_and_cached():
+    fields = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"),
+              "mlp": ("gelu", "gelu_exact", "swiglu", "relu2"), "n_kv_head": (1, 2, None), "qk_norm": (False, True),
+              "logit_softcap": (0.0, 3.0), "tie_embeddings": (False, True), "bias": (False, True)}  # fmt: skip
+    idx = torch.randint(V, (2, 6))
+    for values in itertools.product(*fields.values()):
+        net = make_model(**dict(zip(fields, values, strict=True)))
+        decoder = Decoder(net, 2, 6)
+        cached = torch.cat((decoder.prefill(list(idx[:, :5])), decoder.step(idx[:, 5:])), dim=1)
+        torch.testing.assert_close(cached, net(idx, idx)[0][:, 4:], atol=1e-4, rtol=1e-4, msg=str(values))
 
 
 def test_the_cache_has_as_many_heads_as_keys_have_and_is_made_once():
