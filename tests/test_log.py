@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import train
-from log import peak_flops, plot_losses, read_metrics
+from log import peak_flops
+from metrics import plot_losses, read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data.text
 import prepare
 from data import DataError, corpora
 from data.dataset import Dataset
+from data.text import cut_between_words
 from data.tokenizer import END_OF_TEXT, CharTokenizer, decode, train_bpe
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +41,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize("piece", [1 << 20, 7])
 def test_the_tokens_are_the_text_split_at_nanogpts_place(workspace, monkeypatch, tokenizer, piece):
     """Also where pieces end inside a character, a word or a line end."""
-    monkeypatch.setattr(prepare, "PIECE", piece)
+    monkeypatch.setattr(data.text, "PIECE", piece)
     text = TEXT[: len(TEXT) if piece > 7 else 600]
     Path("t.txt").write_text(text, encoding="utf-8", newline="")
     prepare.main(["t", "--input=t.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"])
@@ -51,18 +53,18 @@ def test_the_tokens_are_the_text_split_at_nanogpts_place(workspace, monkeypatch,
 
 @pytest.mark.parametrize("piece", [16, 100, 1000])
 def test_cutting_between_words_does_not_change_a_token(monkeypatch, piece):
-    monkeypatch.setattr(prepare, "PIECE", piece)
+    monkeypatch.setattr(data.text, "PIECE", piece)
     text = (TEXT + " I've  it's\n\n x" + END_OF_TEXT + "new ")[-3000:]
     tokenizer = train_bpe([text], 320)
     pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
-    cut = list(prepare.cut_between_words(pieces))
+    cut = list(cut_between_words(pieces))
     assert "".join(cut) == text and len(cut) > 1
     np.testing.assert_array_equal(np.concatenate([tokenizer.encode(part) for part in cut]), tokenizer.encode(text))
 
 
 def test_a_text_without_blanks_is_cut_all_the_same(monkeypatch):
-    monkeypatch.setattr(prepare, "PIECE", 10)
-    cut = list(prepare.cut_between_words(["x" * 10] * 50))
+    monkeypatch.setattr(data.text, "PIECE", 10)
+    cut = list(cut_between_words(["x" * 10] * 50))
     assert "".join(cut) == "x" * 500 and max(map(len, cut)) <= 50
 
 
@@ -110,7 +112,7 @@ def test_python_docs_need_no_network(workspace, capsys):
 
 @pytest.mark.parametrize("at", [0, 9, 10, 29])
 def test_what_is_not_utf8_is_named_with_its_offset(workspace, capsys, monkeypatch, at):
-    monkeypatch.setattr(prepare, "PIECE", 10)
+    monkeypatch.setattr(data.text, "PIECE", 10)
     Path("t.txt").write_bytes(b"a" * at + "ação".encode("latin1") + b" " * 20)
     message = refused(capsys, "t", "--input=t.txt")
     assert f"byte 0xe7 at offset {at + 1}" in message and "iconv -f latin1" in message

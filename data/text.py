@@ -1,0 +1,108 @@
+"""Text from files: found, decoded, joined and cut, in pieces and never as a whole."""
+
+import codecs
+import hashlib
+from pathlib import Path
+
+from data import DataError
+
+PIECE = 1 << 20  # bytes read at a time
+
+
+def find_files(path):
+    """The file itself, or every file in the folder and below in name order, hidden ones left out. Raises DataError."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.rglob("*"))
+        files = [f for f in files if f.is_file() and not any(p.startswith(".") for p in f.relative_to(path).parts)]
+        if not files:
+            raise DataError(f"the folder {path} has no files")
+        return files
+    if not path.is_file():
+        raise DataError(f"there is no file or folder {path}")
+    return [path]
+
+
+def advice_on(path):
+    """What to do with a file that is not UTF-8."""
+    with open(path, "rb") as file:
+        head = file.read(PIECE)
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return f"It is UTF-16: iconv -f utf-16 -t utf-8 '{path}' > new.txt"
+    if b"\0" in head:
+        return "It has zero bytes, so it is probably no text at all: take it out of the input"
+    return f"If it is Latin-1, as old Portuguese texts often are: iconv -f latin1 -t utf-8 '{path}' > new.txt"
+
+
+def read_file(path, on_bytes=lambda piece: None):
+    """A file's text in pieces, decoded as UTF-8 with its line ends untouched and a leading byte order mark left out.
+
+    on_bytes sees each piece of the raw file. Raises DataError with the offset of the first byte that is no UTF-8.
+    """
+    decoder, offset = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE):
+                on_bytes(piece)
+                pending = len(decoder.getstate()[0])  # an unfinished character of the piece before
+                yield decoder.decode(piece)
+                offset += len(piece)
+            pending = len(decoder.getstate()[0])
+            yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        at = offset - pending + error.start
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at offset {at:,}). {advice_on(path)}"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+class Text:
+    """The text of some files with a separator between them; it can be read any number of times, in pieces."""
+
+    def __init__(self, files, separator):
+        """Reads everything once: counts characters, collects the alphabet and the checksum of the files' bytes."""
+        self.files, self.separator = files, separator
+        sha256 = hashlib.sha256()
+        self.characters, self.alphabet = 0, set()
+        for piece in self.pieces(on_bytes=sha256.update):
+            self.characters += len(piece)
+            self.alphabet.update(piece)
+        self.sha256 = sha256.hexdigest()
+
+    def pieces(self, start=0, stop=None, on_bytes=lambda piece: None):
+        """The characters from start to stop (None: the end), in pieces of about a megabyte."""
+        position = 0
+        for piece in self.joined(on_bytes):
+            part = piece[max(start - position, 0) : None if stop is None else max(stop - position, 0)]
+            if part:
+                yield part
+            position += len(piece)
+
+    def joined(self, on_bytes):
+        for number, path in enumerate(self.files):
+            if number:
+                yield self.separator
+            yield from read_file(path, on_bytes)
+
+
+def cut_between_words(pieces):
+    """The same text in pieces that end where a word of GPT-2's pattern ends, so that each can be encoded by itself.
+
+    A blank or newline after something that is no white space always begins a new word.
+    """
+    rest = ""
+    for piece in pieces:
+        text = rest + piece
+        cut = len(text) - 1
+        while cut > 0 and not (text[cut] in " \n" and not text[cut - 1].isspace()):
+            cut -= 1
+        if cut <= 0 and len(text) > 4 * PIECE:
+            cut = len(text)  # megabytes without a blank: one word cut in two is better than no memory left
+        if cut > 0:
+            yield text[:cut]
+            text = text[cut:]
+        rest = text
+    if rest:
+        yield rest

@@ -1,0 +1,44 @@
+"""metrics.jsonl, one JSON object a line: read, shortened, and drawn as loss.png."""
+
+import json
+
+from data import replacing
+
+
+def read_metrics(path):
+    """The dictionaries of metrics.jsonl; a last line that a crash cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def drop_metrics_from(first_step, path):
+    """A run that goes on from its last checkpoint does again what came after it: forget those lines."""
+    kept = [m for m in read_metrics(path) if m["step"] < first_step + ("val_loss" in m)]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
+
+
+def plot_losses(metrics, path):
+    """Draw the loss curves of read_metrics: every logged batch faintly, the evaluations with marks."""
+    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and may want a display
+
+    batches = [m for m in metrics if "loss" in m]
+    evaluations = [m for m in metrics if "val_loss" in m]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [b["step"] for b in batches], [b["loss"] for b in batches], color="0.75", lw=0.8, label="training batches"
+    )
+    steps = [e["step"] for e in evaluations]
+    axes.plot(steps, [e["train_loss"] for e in evaluations], "o-", color="#0072b2", ms=3, label="training")
+    axes.plot(steps, [e["val_loss"] for e in evaluations], "s-", color="#d55e00", ms=3, label="validation")
+    best = min(evaluations, key=lambda e: e["val_loss"])
+    axes.set(
+        xlabel="step",
+        ylabel="loss (nats per token)",
+        title=f"best validation loss {best['val_loss']:.4f}, at step {best['step']:,}",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
