@@ -143,15 +143,18 @@ class RunLog:
         if self.folder:
             try:
                 plot_losses(read_metrics(self.folder / "metrics.jsonl"), self.folder / "loss.png")
-            except OSError as error:  # Windows locks a picture that somebody looks at
-                self.say(f"loss.png could not be drawn: {error}")
+            except Exception as error:  # MPLBACKEND, a font, TeX, a picture that Windows locks: no reason to stop
+                reason = str(error).partition("\n")[0]
+                self.say(f"loss.png could not be drawn ({type(error).__name__}: {reason})")
 
     def resume_command(self):
         return f"python train.py --init_from=resume --out_dir={self.options.out_dir}"
 
     def done(self, best_val_loss):
         if self.folder:
-            self.say(f"done: best validation loss {best_val_loss:.4f}; the curves are in {self.folder / 'loss.png'}")
+            picture = self.folder / "loss.png"
+            curves = f"; the curves are in {picture}" if picture.exists() else ""
+            self.say(f"done: best validation loss {best_val_loss:.4f}{curves}")
             self.say(f"let it write: python sample.py --out_dir={self.folder}")
 
     def close(self):

@@ -32,12 +32,10 @@ def plot_losses(metrics, path):
     steps = [e["step"] for e in evaluations]
     axes.plot(steps, [e["train_loss"] for e in evaluations], "o-", color="#0072b2", ms=3, label="training")
     axes.plot(steps, [e["val_loss"] for e in evaluations], "s-", color="#d55e00", ms=3, label="validation")
-    best = min(evaluations, key=lambda e: e["val_loss"])
-    axes.set(
-        xlabel="step",
-        ylabel="loss (nats per token)",
-        title=f"best validation loss {best['val_loss']:.4f}, at step {best['step']:,}",
-    )
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    if evaluations:
+        best = min(evaluations, key=lambda e: e["val_loss"])
+        axes.set_title(f"best validation loss {best['val_loss']:.4f}, at step {best['step']:,}")
     axes.grid(alpha=0.3)
     axes.legend()
     with replacing(path) as temporary:

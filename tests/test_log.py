@@ -87,6 +87,19 @@ def test_an_interrupt_says_how_to_go_on(tiny, run, capsys, monkeypatch):
     assert words in capsys.readouterr().out
 
 
+def test_a_fault_of_matplotlib_does_not_end_the_run(tiny, run, capsys, monkeypatch):
+    """MPLBACKEND with an unknown name ended the run at the first evaluation, before the first checkpoint."""
+
+    def fail(metrics, path):
+        raise ImportError("No module named 'nothing'\nand its traceback")
+
+    monkeypatch.setattr("log.plot_losses", fail)
+    train.main(run())
+    out = capsys.readouterr().out
+    assert out.count("loss.png could not be drawn (ImportError: No module named 'nothing')\n") == 3
+    assert Path("out/latest.pt").exists() and "the curves are in" not in out
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tiny, run, capsys):
     Path(f"out/.loss.png.{os.getpid()}.tmp").mkdir(parents=True)  # in the way of the temporary file
     train.main(run())
@@ -105,8 +118,9 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
     assert read_metrics(tmp_path / "none.jsonl") == []
 
 
-def test_the_plot_needs_no_training_line(tmp_path):
-    plot_losses([{"step": 0, "train_loss": 4.0, "val_loss": 4.1}], tmp_path / "loss.png")
+@pytest.mark.parametrize("line", [{"step": 0, "train_loss": 4.0, "val_loss": 4.1}, {"step": 0, "loss": 4.0}])
+def test_the_plot_needs_neither_batches_nor_evaluations(tmp_path, line):
+    plot_losses([line], tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
 
 
