@@ -48,13 +48,15 @@ class RunLog:
         self.bar = self.log_file = self.metrics_file = None
         if self.folder:
             previous = open_folder(self.folder, resume_step is not None)
-            drop_metrics_from(resume_step or 0, self.folder / "metrics.jsonl")
+            damaged = drop_metrics_from(resume_step or 0, self.folder / "metrics.jsonl")
             # Line by line, so that a crash loses none.
             self.log_file = open(self.folder / "training.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
             self.metrics_file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
             if previous:
                 self.say(f"the earlier run in {self.folder} is now in {previous}; to go on with it: --init_from=resume")
                 self.say(f"    --out_dir={previous}")
+            if damaged:
+                self.say(f"{damaged} damaged line(s) of {self.folder / 'metrics.jsonl'} are left out")
         if not silent and sys.stderr.isatty():
             form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, bar_format=form, dynamic_ncols=True)
@@ -142,7 +144,8 @@ class RunLog:
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:
             try:
-                plot_losses(read_metrics(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+                metrics, _ = read_metrics(self.folder / "metrics.jsonl")
+                plot_losses(metrics, self.folder / "loss.png")
             except Exception as error:  # MPLBACKEND, a font, TeX, a picture that Windows locks: no reason to stop
                 reason = str(error).partition("\n")[0]
                 self.say(f"loss.png could not be drawn ({type(error).__name__}: {reason})")

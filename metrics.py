@@ -5,17 +5,35 @@ import json
 from data import replacing
 
 
+def parse(line):
+    """The dictionary of a line: numbers, among them the step. None for a line that a crash or an editor damaged."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not all(isinstance(value, int | float) for value in values.values()):
+        return None
+    return values if isinstance(values.get("step"), int) else None
+
+
 def read_metrics(path):
-    """The dictionaries of metrics.jsonl; a last line that a crash cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    """The dictionaries of metrics.jsonl, none where there is no file; and the number of damaged lines left out."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    parsed = [parse(line) for line in lines if line]
+    metrics = [values for values in parsed if values is not None]
+    return metrics, len(parsed) - len(metrics)
 
 
 def drop_metrics_from(first_step, path):
-    """A run that goes on from its last checkpoint does again what came after it: forget those lines."""
-    kept = [m for m in read_metrics(path) if m["step"] < first_step + ("val_loss" in m)]
+    """A run that goes on from its last checkpoint does again what came after it: forget those lines.
+
+    Returns the number of damaged lines, which are forgotten too.
+    """
+    metrics, damaged = read_metrics(path)
+    kept = [m for m in metrics if m["step"] < first_step + ("val_loss" in m)]
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
+    return damaged
 
 
 def plot_losses(metrics, path):

@@ -22,7 +22,7 @@ def test_a_run_leaves_its_files(tiny, run, capsys):
     assert {path.name for path in Path("out").iterdir()} == names
     assert Path("out/training.log").read_text(encoding="utf-8") == out
     assert Path("out/loss.png").read_bytes().startswith(PNG)
-    metrics = read_metrics(Path("out/metrics.jsonl"))
+    metrics, _ = read_metrics(Path("out/metrics.jsonl"))
     steps = [m for m in metrics if "loss" in m]
     assert [m["step"] for m in steps] == list(range(10))
     assert set(steps[0]) == {"step", "loss", "lr", "grad_norm", "step_ms", "tokens_per_s"}
@@ -111,11 +111,36 @@ def test_a_learning_rate_that_will_rise_is_noted(tiny, run, capsys):
     assert "min_lr=0.001 is above learning_rate=0.0001" in capsys.readouterr().out
 
 
-def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
+DAMAGED = [
+    b'{"step": 2, "lo',
+    b"\0" * 9,
+    b"\xff\xfe",
+    b"[1]",
+    b'{"loss": 2.0}',
+    b'{"step": 1, "loss": "x"}',
+    b"[" * 9999,
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_of_metrics_is_left_out(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo', encoding="utf-8")
-    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
-    assert read_metrics(tmp_path / "none.jsonl") == []
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + line)
+    assert read_metrics(path) == ([{"step": 1, "loss": 2.0}], 1)
+    assert read_metrics(tmp_path / "none.jsonl") == ([], 0)
+
+
+def test_a_resume_says_once_how_many_lines_were_damaged(tiny, run, capsys):
+    """A line without a step, or one that is no UTF-8, made every resume crash."""
+    train.main(run())
+    with open("out/metrics.jsonl", "ab") as file:
+        file.write(b"\n".join(DAMAGED))
+    for max_iters, told in ((12, 1), (14, 0)):
+        train.main(["--init_from=resume", "--out_dir=out", f"--max_iters={max_iters}"])
+        words = f"7 damaged line(s) of {Path('out/metrics.jsonl')} are left out\n"
+        assert capsys.readouterr().out.count(words) == told
+    metrics, damaged = read_metrics(Path("out/metrics.jsonl"))
+    assert damaged == 0 and [m["step"] for m in metrics if "loss" in m] == list(range(14))
 
 
 @pytest.mark.parametrize("line", [{"step": 0, "train_loss": 4.0, "val_loss": 4.1}, {"step": 0, "loss": 4.0}])
@@ -141,7 +166,7 @@ def test_wandb_gets_the_same_metrics(tiny, run, monkeypatch):
     monkeypatch.syspath_prepend(".")
     train.main(run(wandb_log=True))
     logged = [json.loads(line) for line in Path("wandb.jsonl").read_text().splitlines()]
-    assert logged == read_metrics(Path("out/metrics.jsonl")) and Path("wandb.finished").exists()
+    assert logged == read_metrics(Path("out/metrics.jsonl"))[0] and Path("wandb.finished").exists()
 
 
 def test_without_wandb_the_install_command_is_given(tiny, run, monkeypatch, capsys):
