@@ -14,9 +14,9 @@ from typing import Annotated
 from tqdm import tqdm
 
 import config
-from data import DataError, replacing
+from data import DataError, replacing_all
 from data.corpora import CORPORA, obtain
-from data.dataset import TokenWriter, dataset_path, write_meta
+from data.dataset import TokenWriter, dataset_path, fingerprint, write_meta
 from data.text import Text, cut_between_words, find_files
 from data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, read_spec, train_bpe
 
@@ -67,7 +67,7 @@ def ready_tokenizer(choice):
 
 
 def encode(text, start, stop, tokenizer, path):
-    """Write the tokens of the characters from start to stop to `path`. Returns their number and the text's bytes."""
+    """Write the tokens of the characters from start to stop to `path`. Returns what meta.json says of them."""
     size = 0
     with (
         TokenWriter(path, tokenizer.vocab_size) as writer,
@@ -77,17 +77,13 @@ def encode(text, start, stop, tokenizer, path):
             writer.write(tokenizer.encode(piece))
             size += len(piece.encode())
             bar.update(len(piece))
-    return {"tokens": writer.tokens, "bytes": size}
+    return {"tokens": writer.tokens, "bytes": size, "fingerprint": fingerprint(path)}
 
 
 def write(folder, parts, tokenizer, source, sha256):
     """Write both .bin files and meta.json; all take their names when all are complete, meta.json as the last."""
     splits = {}
-    with (
-        replacing(folder / "meta.json") as meta,
-        replacing(folder / "val.bin") as val,
-        replacing(folder / "train.bin") as train,
-    ):
+    with replacing_all(*(folder / name for name in ("train.bin", "val.bin", "meta.json"))) as (train, val, meta):
         for split, path in (("train", train), ("val", val)):
             text, start, stop = parts[split]
             counts = splits[split] = encode(text, start, stop, tokenizer, path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 
@@ -10,15 +11,48 @@ class DataError(ValueError):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """A temporary name beside `path` to write to. When the body ends well the file takes the place of `path`, whole
-    and on the disk; when it fails, or is killed, `path` is what it was."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def replacing_all(*paths):
+    """Temporary names beside `paths` to write to. When the body ends well the files take the places of `paths`, in
+    this order, once all of them are whole and on the disk; when it fails, `paths` are what they were."""
+    paths = [Path(path) for path in paths]
+    temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    for path in paths:
+        remove_abandoned(path)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """replacing_all for one file, which is at every moment either the old one or the new one, whole."""
+    with replacing_all(path) as [temporary]:
+        yield temporary
+
+
+def remove_abandoned(path):
+    """Remove what processes that were killed while they wrote to `path` have left behind."""
+    for file in path.parent.iterdir():
+        match = re.fullmatch(re.escape(f".{path.name}.") + r"(\d+)\.tmp", file.name)
+        if match and not process_exists(int(match[1])):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def process_exists(pid):
+    """Whether this machine has such a process. On Windows, where to ask so would end it, always True."""
+    try:
+        if os.name != "nt":
+            os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

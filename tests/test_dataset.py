@@ -1,14 +1,18 @@
 """The .bin files: batches as a pure function, evaluation on the same tokens, and damage that is named."""
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import model
-from data import DataError, replacing
-from data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, token_dtype, write_meta
+from data import DataError, process_exists, replacing, replacing_all
+from data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, fingerprint, token_dtype, write_meta
 from data.tokenizer import CharTokenizer
 
 
@@ -20,8 +24,8 @@ def make(folder, train, val, vocab_size=100):
         with TokenWriter(folder / f"{split}.bin", vocab_size) as writer:
             writer.write(ids)
     splits = {
-        "train": {"tokens": len(train), "bytes": 2 * len(train)},
-        "val": {"tokens": len(val), "bytes": 2 * len(val)},
+        split: {"tokens": len(ids), "bytes": 2 * len(ids), "fingerprint": fingerprint(folder / f"{split}.bin")}
+        for split, ids in (("train", train), ("val", val))
     }
     write_meta(folder / "meta.json", tokenizer, splits, "made here", "0" * 64)
     return folder
@@ -121,6 +125,45 @@ def test_a_body_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     assert (tmp_path / "x.bin").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_several_files_are_replaced_when_all_are_on_the_disk(tmp_path, monkeypatch):
+    """A disk that is full at the last of them left new ones beside old ones."""
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(b"old")
+    outcomes = iter([0, 0, OSError("full"), 0, 0, 0])
+
+    def fsync(descriptor):
+        if error := next(outcomes):
+            raise error
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for kept, outcome in ((b"old", pytest.raises(OSError)), (b"new", contextlib.nullcontext())):
+        with outcome, replacing_all(*paths) as temporaries:
+            for temporary in temporaries:
+                temporary.write_bytes(b"new")
+        assert sorted(tmp_path.iterdir()) == paths and {path.read_bytes() for path in paths} == {kept}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="on Windows it cannot be told whether a process lives")
+def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
+    """A killed prepare.py left gigabytes behind for ever."""
+    code = """if True:
+        import os, sys, data
+        with data.replacing(sys.argv[1]) as temporary:
+            temporary.touch()
+            os.kill(os.getpid(), 9)"""
+    root = Path(model.__file__).parent
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x.bin")], cwd=root)
+    process.wait()
+    assert (tmp_path / f".x.bin.{process.pid}.tmp").exists() and not process_exists(process.pid)
+    others = [f".x.bin.{os.getppid()}.tmp", f".y.bin.{process.pid}.tmp", ".x.bin.backup.tmp"]  # alive, or not ours
+    for name in others:
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "x.bin") as temporary:
+        temporary.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"x.bin", *others}
+
+
 def test_ids_beyond_the_vocabulary_are_found_before_training(dataset):
     """Elsewhere this ends in a device-side assert (nanoGPT#470)."""
     dataset.check(100, 16)
@@ -164,6 +207,31 @@ def test_damage_is_named(dataset, how):
     damage(dataset.path, how)
     with pytest.raises(DataError, match="tokenizer description" if how == "tokenizer" else "python prepare.py numbers"):
         Dataset(dataset.path)
+
+
+def test_a_file_of_another_preparation_is_noticed(dataset):
+    """prepare.py killed between its renames left a new train.bin with the old meta.json, and nobody noticed."""
+    ids = np.fromfile(dataset.path / "train.bin", dtype="<u2")
+    ids[500] += 1
+    ids.tofile(dataset.path / "train.bin")
+    with pytest.raises(DataError, match=r"train\.bin is not the file that meta.json was written with"):
+        Dataset(dataset.path)
+    meta = json.loads((dataset.path / "meta.json").read_text(encoding="utf-8"))
+    for split in meta["splits"].values():
+        del split["fingerprint"]  # as it was before there were fingerprints
+    (dataset.path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    assert Dataset(dataset.path).tokens["train"] == 1000
+
+
+@pytest.mark.parametrize("at, count", [(0, 1), (9_800_000, 400_000), (19_999_999, 1)])
+def test_a_fingerprint_sees_both_ends_and_places_between_of_a_large_file(tmp_path, at, count):
+    path = tmp_path / "large.bin"
+    path.write_bytes(bytes(20_000_000))
+    before = fingerprint(path)
+    with open(path, "rb+") as file:
+        file.seek(at)
+        file.write(b"x" * count)
+    assert fingerprint(path) != before
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/tmp", ".hidden", "__pycache__"])
