@@ -36,7 +36,9 @@ class PrepareConfig:
     val_fraction: Annotated[float, "share of the characters, at the end, that validates"] = 0.1
 
     def __post_init__(self):
-        problems = []
+        problems = [
+            f"{name}= is empty: leave it out, or name something" for name, value in vars(self).items() if value == ""
+        ]
         if self.name is None and self.input is not None:
             problems.append(f"a text of your own needs a name: python prepare.py NAME --input={self.input}")
         if self.name not in (None, *CORPORA) and self.input is None:

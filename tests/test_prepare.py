@@ -147,6 +147,10 @@ def test_a_text_that_ends_inside_a_character_is_named(workspace, capsys):
         (["t", "--input=one.txt", "--val_fraction=1"], "val_fraction=1.0 must be above 0 and below 1"),
         (["t", "--inptu=one.txt"], "did you mean --input?"),
         (["t", "u", "--input=one.txt"], "t u: one name is expected"),
+        (["t", "--input="], "input= is empty"),
+        (["t", "--input=one.txt", "--val_input="], "val_input= is empty"),
+        (["t", "--input=one.txt", "--tokenizer="], "tokenizer= is empty"),
+        (["", "--input=one.txt"], "name= is empty"),
     ],
 )
 def test_mistakes_are_one_message_and_leave_nothing(workspace, capsys, argv, words):
