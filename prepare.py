@@ -20,6 +20,8 @@ from data.dataset import TokenWriter, dataset_path, fingerprint, write_meta
 from data.text import Text, cut_between_words, find_files
 from data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, read_spec, train_bpe
 
+FILES = ("train.bin", "val.bin", "meta.json")
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -59,6 +61,16 @@ class PrepareConfig:
             raise ValueError("\n".join(problems))
 
 
+def demand_apart(option, path, folder):
+    """Raise DataError where an input contains the files that are to be written: the next time, they would be read."""
+    source, target = Path(path).resolve(), folder.resolve()
+    if source in (target, *target.parents, *(target / name for name in FILES)):
+        raise DataError(
+            f"{option}={path} contains {folder}, which is to be written. Move the text into a folder of its own, such "
+            f"as {folder / 'texts'}, or name its file: --{option}=FILE"
+        )
+
+
 def ready_tokenizer(choice):
     """The tokenizer that needs no text to be made: GPT-2's or another data set's; None for char and bpe."""
     if choice in ("char", "bpe"):
@@ -85,7 +97,7 @@ def encode(text, start, stop, tokenizer, path):
 def write(folder, parts, tokenizer, source, sha256):
     """Write both .bin files and meta.json; all take their names when all are complete, meta.json as the last."""
     splits = {}
-    with replacing_all(*(folder / name for name in ("train.bin", "val.bin", "meta.json"))) as (train, val, meta):
+    with replacing_all(*(folder / name for name in FILES)) as (train, val, meta):
         for split, path in (("train", train), ("val", val)):
             text, start, stop = parts[split]
             counts = splits[split] = encode(text, start, stop, tokenizer, path)
@@ -102,6 +114,9 @@ def prepare(options):
     """Write the data set that the options describe and print what is in it. Raises DataError."""
     name = options.name or "python_docs"
     folder = dataset_path(name)
+    for option in ("input", "val_input"):
+        if (path := getattr(options, option)) is not None:
+            demand_apart(option, path, folder)
     corpus = CORPORA.get(name)
     choice = options.tokenizer or (corpus.tokenizer if corpus else "char")
     tokenizer = ready_tokenizer(choice)

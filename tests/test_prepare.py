@@ -161,6 +161,20 @@ def test_mistakes_are_one_message_and_leave_nothing(workspace, capsys, argv, wor
     assert not Path("data").exists()
 
 
+@pytest.mark.parametrize("source", ["data/t", "data", ".", "data/t/../t", "data/t/train.bin", "data/t/meta.json"])
+def test_an_input_that_contains_what_is_written_is_refused(workspace, capsys, source):
+    """The second time, prepare.py read its own train.bin and meta.json as text."""
+    Path("data/t/texts").mkdir(parents=True)
+    Path("data/t/input.txt").write_text("abc" * 30, encoding="utf-8")
+    Path("data/t/texts/1.txt").write_text("abc" * 30, encoding="utf-8")
+    for apart in ("data/t/input.txt", "data/t/texts", "data/t/input.txt"):
+        prepare.main(["t", f"--input={apart}"])
+    before = Path("data/t/meta.json").read_bytes()
+    for argv in ([f"--input={source}"], ["--input=data/t/input.txt", f"--val_input={source}"]):
+        assert f"input={source} contains" in refused(capsys, "t", *argv)
+    assert Path("data/t/meta.json").read_bytes() == before
+
+
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="no os.wait4 on this system, which tells a process's peak memory")
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 def test_memory_does_not_grow_with_the_text(workspace, tokenizer):
