@@ -2,6 +2,8 @@
 
 import codecs
 import hashlib
+import os
+import stat
 from pathlib import Path
 
 from data import DataError
@@ -10,17 +12,30 @@ PIECE = 1 << 20  # bytes read at a time
 
 
 def find_files(path):
-    """The file itself, or every file in the folder and below in name order, hidden ones left out. Raises DataError."""
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(path.rglob("*"))
-        files = [f for f in files if f.is_file() and not any(p.startswith(".") for p in f.relative_to(path).parts)]
+    """The file itself, or every file in the folder and below in name order, hidden ones left out.
+
+    Raises DataError, also for what cannot be read: no part of a text is left out in silence.
+    """
+    files = [Path(path)]
+    if files[0].is_dir():
+        files = []
+        for folder, subfolders, names in os.walk(path, onerror=refuse):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]  # os.walk goes into these
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
         if not files:
             raise DataError(f"the folder {path} has no files")
-        return files
-    if not path.is_file():
-        raise DataError(f"there is no file or folder {path}")
-    return [path]
+    for file in files:
+        try:
+            regular = stat.S_ISREG(file.stat().st_mode)
+        except OSError as error:
+            refuse(error)
+        if not regular:
+            raise DataError(f"{file} is no regular file, and a text is read several times. Save it to a file first")
+    return sorted(files)
+
+
+def refuse(error):
+    raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def advice_on(path):
