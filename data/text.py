@@ -9,6 +9,7 @@ from pathlib import Path
 from data import DataError
 
 PIECE = 1 << 20  # bytes read at a time
+LONGEST = 100_000  # characters encoded at a time: tiktoken and rustbpe give up on a million blanks in a row
 
 
 def find_files(path):
@@ -103,21 +104,21 @@ class Text:
 
 
 def cut_between_words(pieces):
-    """The same text in pieces that end where a word of GPT-2's pattern ends, so that each can be encoded by itself.
+    """The same text in pieces of at most LONGEST characters, each of which can be encoded by itself.
 
-    A blank or newline after something that is no white space always begins a new word.
+    They end where a word of GPT-2's pattern ends: a blank or newline after something that is no white space always
+    begins a new word. A word, or white space, that is longer is cut in two.
     """
     rest = ""
     for piece in pieces:
-        text = rest + piece
-        cut = len(text) - 1
-        while cut > 0 and not (text[cut] in " \n" and not text[cut - 1].isspace()):
-            cut -= 1
-        if cut <= 0 and len(text) > 4 * PIECE:
-            cut = len(text)  # megabytes without a blank: one word cut in two is better than no memory left
-        if cut > 0:
-            yield text[:cut]
-            text = text[cut:]
-        rest = text
+        text, start = rest + piece, 0
+        while len(text) - start > LONGEST:
+            cut = start + LONGEST
+            while cut > start and not (text[cut] in " \n" and not text[cut - 1].isspace()):
+                cut -= 1
+            cut = cut if cut > start else start + LONGEST
+            yield text[start:cut]
+            start = cut
+        rest = text[start:]
     if rest:
         yield rest
