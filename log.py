@@ -37,6 +37,11 @@ def open_folder(folder, resume):
     return previous
 
 
+def open_lines(path):
+    """A file to append to, written line by line, so that a crash loses none. In it may stand any file's name."""
+    return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
 class RunLog:
     """A run's console, training.log, metrics.jsonl, loss.png and wandb; silent on every rank but the first."""
 
@@ -49,9 +54,8 @@ class RunLog:
         if self.folder:
             previous = open_folder(self.folder, resume_step is not None)
             damaged = drop_metrics_from(resume_step or 0, self.folder / "metrics.jsonl")
-            # Line by line, so that a crash loses none.
-            self.log_file = open(self.folder / "training.log", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-            self.metrics_file = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self.log_file = open_lines(self.folder / "training.log")
+            self.metrics_file = open_lines(self.folder / "metrics.jsonl")
             if previous:
                 self.say(f"the earlier run in {self.folder} is now in {previous}; to go on with it: --init_from=resume")
                 self.say(f"    --out_dir={previous}")

@@ -80,7 +80,9 @@ def write_meta(path, tokenizer, splits, source, sha256):
         "source": source,
         "sha256": sha256,
     }
-    Path(path).write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8")
+    text = json.dumps(meta, ensure_ascii=False, indent=1)
+    # A file name may hold bytes that are no UTF-8, lone surrogates in Python; JSON knows them as \\udce9.
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 class Dataset:

@@ -1,5 +1,6 @@
 """The commands as a person types them: every mistake is one message, exit code 2, and nothing lost."""
 
+import json
 import os
 import re
 import shutil
@@ -126,6 +127,24 @@ def test_accents_survive_a_locale_without_them(clone):
         assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("não")
     assert "“" in (clone / "data/m/meta.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are always Unicode on this system")
+def test_file_names_that_are_not_utf8(clone):
+    """A folder with an old Latin-1 name ended in UnicodeEncodeError when meta.json or training.log was written."""
+    source, out_dir = os.fsdecode(b"ma\xe7\xe3.txt"), os.fsdecode(b"out-\xe3")
+    (clone / source).write_text("Não há mais maçã.\n" * 200, encoding="utf-8")
+    short = ["config/quickstart.py", "--dataset=m", "--n_embd=16", "--max_iters=1", "--eval_iters=1"]
+    for words in (
+        ["prepare.py", "m", f"--input={source}"],
+        ["train.py", *short, f"--out_dir={out_dir}"],
+        ["train.py", f"{out_dir}/config.py", "--max_iters=2"],
+        ["train.py", "--init_from=resume", f"--out_dir={out_dir}", "--max_iters=3"],
+        ["sample.py", f"--out_dir={out_dir}", "--num_samples=1", "--max_new_tokens=5"],
+    ):
+        result = command(*words, cwd=clone)
+        assert result.returncode == 0, result.stderr
+    assert json.loads((clone / "data/m/meta.json").read_text(encoding="utf-8"))["source"] == source
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this system")
