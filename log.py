@@ -125,7 +125,8 @@ class RunLog:
         values |= {"step_ms": step_ms, "tokens_per_s": tokens_per_s, "mfu": mfu}
         self.metrics(**{name: value for name, value in values.items() if value is not None})
         speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
-        left = timedelta(seconds=round((self.options.max_iters - step - 1) * step_ms / 1000))
+        seconds = round((self.options.max_iters - step - 1) * step_ms / 1000)
+        left = timedelta(seconds=min(seconds, timedelta.max // timedelta(seconds=1)))
         line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, {left} left"
         self.say(line, to_console=self.bar is None)
         if self.bar is not None:

@@ -111,6 +111,14 @@ def test_a_learning_rate_that_will_rise_is_noted(tiny, run, capsys):
     assert "min_lr=0.001 is above learning_rate=0.0001" in capsys.readouterr().out
 
 
+def test_a_run_without_an_end_has_a_time_left(tiny, run):
+    """timedelta holds a thousand million days, and OverflowError ended the run."""
+    log = train.RunLog(train.TrainConfig(max_iters=2**53, out_dir="out"))
+    log.step(step=0, loss=1.0, lr=1.0, grad_norm=1.0, step_ms=1e6, tokens_per_s=1.0, mfu=None)
+    log.close()
+    assert "999999999 days" in Path("out/training.log").read_text(encoding="utf-8")
+
+
 DAMAGED = [
     b'{"step": 2, "lo',
     b"\0" * 9,
