@@ -1,5 +1,6 @@
 """What a run tells and leaves behind: the console; in out_dir training.log, metrics.jsonl, loss.png and config.py."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -110,12 +111,21 @@ class RunLog:
             return
         if to_console:
             print(text, flush=True) if self.bar is None else self.bar.write(text)
-        if self.log_file:
-            self.log_file.write(text + "\n")
+        self.append(self.log_file, text)
+
+    def append(self, file, line):
+        """Write a line to the file, if it is open. Raises ConfigError."""
+        try:
+            if file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {file.name} ({error.strerror}). Make room there, then go on from the last checkpoint: "
+                f"{self.resume_command()}"
+            ) from error
 
     def metrics(self, **values):
-        if self.metrics_file:
-            self.metrics_file.write(json.dumps(values) + "\n")
+        self.append(self.metrics_file, json.dumps(values))
         if self.wandb:
             self.wandb.log(values, step=values["step"])
 
@@ -168,7 +178,8 @@ class RunLog:
     def close(self):
         for file in (self.log_file, self.metrics_file):
             if file:
-                file.close()
+                with contextlib.suppress(OSError):  # of what a full disk did not take
+                    file.close()
         if self.bar is not None:
             self.bar.close()
         if self.wandb:

@@ -94,6 +94,18 @@ def encode(text, start, stop, tokenizer, path):
     return {"tokens": writer.tokens, "bytes": size, "fingerprint": fingerprint(path)}
 
 
+@contextlib.contextmanager
+def filling(folder):
+    """The folder of a data set, made where it is missing; what fails to write into an empty one leaves none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
 def write(folder, parts, tokenizer, source, sha256):
     """Write both .bin files and meta.json; all take their names when all are complete, meta.json as the last."""
     splits = {}
@@ -122,8 +134,8 @@ def prepare(options):
     tokenizer = ready_tokenizer(choice)
     separator = (tokenizer or {"char": CharTokenizer, "bpe": BPETokenizer}[choice]).separator
     if options.input is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        obtain(name, folder / "input.txt")
+        with filling(folder):
+            obtain(name, folder / "input.txt")
     text = Text(find_files(options.input or folder / "input.txt"), separator)
     if options.val_input is None:
         # nanoGPT's split, counted in characters: the first 90% train
@@ -140,13 +152,8 @@ def prepare(options):
     elif choice == "bpe":
         _, start, stop = parts["train"]
         tokenizer = train_bpe(cut_between_words(text.pieces(start, stop)), options.vocab_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with filling(folder):
         write(folder, parts, tokenizer, options.input or corpus.url or name, text.sha256)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is empty: a data set that was not made
-        raise
 
 
 def main(argv=None):

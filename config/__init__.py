@@ -7,6 +7,7 @@ The fields of a command's dataclasses are one flat set of options: name, type, d
 import argparse
 import contextlib
 import difflib
+import errno
 import os
 import re
 import sys
@@ -20,6 +21,15 @@ from values import convert, describe, option_types
 
 class ConfigError(ValueError):
     """A user's mistake in the options: one message, several lines where there are several problems."""
+
+
+def message_of(error):
+    """An error's message; one of the operating system's with the file, and where a disk is full with what to do."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{error.strerror}{where}" + (". Make room there, then type the same command again" if full else "")
 
 
 @contextlib.contextmanager
@@ -40,9 +50,7 @@ def command(*errors):
         if (
             os.environ.get("LOCAL_RANK", "0") == "0"
         ):  # torchrun's processes make the same mistake: say it once a machine
-            where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-            message = f"{error.strerror}{where}" if isinstance(error, OSError) and error.strerror else error
-            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: {message_of(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

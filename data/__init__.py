@@ -1,6 +1,7 @@
 """Text and tokens: tokenizers, the token files, the built-in corpora. Nothing here imports torch."""
 
 import contextlib
+import errno
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,10 @@ def replacing_all(*paths):
                 os.fsync(file.fileno())
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # write(2) does not know the name of what it writes to
+            error.filename = str(paths[0].parent)
+        raise
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)

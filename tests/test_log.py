@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train
-from log import peak_flops
+from log import open_lines, peak_flops
 from metrics import plot_losses, read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -85,6 +85,24 @@ def test_an_interrupt_says_how_to_go_on(tiny, run, capsys, monkeypatch):
     assert exit.value.code == 130
     words = "interrupted at step 7; go on from the last evaluation: python train.py --init_from=resume --out_dir=out"
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("name", ["log_file", "metrics_file"])
+def test_a_full_disk_is_named_with_the_file_and_the_way_on(tiny, run, capsys, monkeypatch, name):
+    """It said "No space left on device" and neither where nor what to do."""
+    start = train.RunLog.start
+
+    def fill(self, *arguments, **more):
+        start(self, *arguments, **more)
+        setattr(self, name, open_lines("/dev/full"))
+
+    monkeypatch.setattr(train.RunLog, "start", fill)
+    with pytest.raises(SystemExit) as exit:
+        train.main(run())
+    assert exit.value.code == 2
+    words = "cannot write /dev/full (No space left on device). Make room there, then go on from the last checkpoint: "
+    assert capsys.readouterr().err.endswith(f"{words}python train.py --init_from=resume --out_dir=out\n")
 
 
 def test_a_fault_of_matplotlib_does_not_end_the_run(tiny, run, capsys, monkeypatch):

@@ -293,13 +293,13 @@ def test_a_download_that_fails_names_the_way_out_and_leaves_nothing(served, caps
     Server.plan = plan
     message = refused(capsys, "served")
     assert words in message and "python prepare.py served --input=FILE" in message
-    assert list(Path("data/served").iterdir()) == []
+    assert not Path("data/served").exists()
 
 
 def test_a_wrong_checksum_is_refused(served, capsys, monkeypatch):
     monkeypatch.setitem(corpora.CORPORA, "served", replace(served, sha256="0" * 64))
     assert "sha256" in refused(capsys, "served")
-    assert list(Path("data/served").iterdir()) == []
+    assert not Path("data/served").exists()
 
 
 def test_a_closed_network_is_one_message(workspace, capsys, monkeypatch):
@@ -314,6 +314,20 @@ def test_an_error_of_the_disk_is_named(workspace, capsys):
     Path("t.txt").write_text("abc" * 10, encoding="utf-8")
     Path("data").touch()  # a file where the folder should be
     assert "Not a directory" in refused(capsys, "t", "--input=t.txt")
+
+
+@pytest.mark.parametrize("argv", [["python_docs"], ["t", "--input=t.txt"]])
+def test_a_full_disk_is_named_with_its_folder_and_leaves_nothing(workspace, capsys, monkeypatch, argv):
+    """It said "No space left on device" and not where, and left an empty data/python_docs behind."""
+    Path("t.txt").write_text("abc" * 10, encoding="utf-8")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    words = f"No space left on device ({Path('data', argv[0])}). Make room there, then type the same command again"
+    assert words in refused(capsys, *argv)
+    assert not any(Path("data").iterdir())
 
 
 def test_unknown_characters_never_reach_the_table():
