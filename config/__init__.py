@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -32,6 +33,27 @@ def message_of(error):
     return f"{error.strerror}{where}" + (". Make room there, then type the same command again" if full else "")
 
 
+def say_once(message):
+    """Print it to stderr, unless another of the processes that torchrun started on this machine has said the same.
+
+    Whoever is the first to make a file of that name says it; the folder that holds torchrun's error files is shared.
+    """
+    rank, error_file = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:  # .../attempt_0/LOCAL_RANK/error.json
+        name = hashlib.sha256(message.encode(errors="backslashreplace")).hexdigest()
+        said = Path(error_file).parent.parent / name
+        try:
+            with open(said, "x") as file:
+                file.write(rank)
+        except FileExistsError:
+            if said.read_text() != rank:
+                return
+        except OSError:  # better said twice than not at all
+            pass
+    whose = "" if rank == "0" else f"rank {rank}: "
+    print(f"{Path(sys.argv[0]).name}: {whose}{message}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def command(*errors):
     """Around a command's body: ConfigError, `errors` and OSError end in one message and exit code 2, Ctrl-C in 130.
@@ -47,10 +69,7 @@ def command(*errors):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a shell has it for SIGPIPE
     except (ConfigError, OSError, *errors) as error:
-        if (
-            os.environ.get("LOCAL_RANK", "0") == "0"
-        ):  # torchrun's processes make the same mistake: say it once a machine
-            print(f"{Path(sys.argv[0]).name}: {message_of(error)}", file=sys.stderr)
+        say_once(message_of(error))
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Two real processes on gloo, started by torchrun."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +16,12 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
-def torchrun(*argv, ranks=2):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={ranks}",
-        str(ROOT / "train.py"),
-    ]
-    return subprocess.run([*command, *argv], capture_output=True, text=True, encoding="utf-8", timeout=300)
+def torchrun(*argv, ranks=2, script=ROOT / "train.py"):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, *argv], capture_output=True, text=True, encoding="utf-8", env=environment, timeout=300
+    )
 
 
 def logged(out_dir, key):
@@ -72,3 +69,32 @@ def test_a_step_that_cannot_be_shared_is_said_once_before_anything_starts(tiny, 
     words = "gradient_accumulation_steps=3 cannot be divided among 2 processes; use --gradient_accumulation_steps=2 or"
     assert result.stderr.count(words) == 1
     assert "Traceback" not in result.stderr.split(words)[0] and not Path("out").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_mistake_that_one_rank_makes_is_said_with_its_rank(workspace, rank):
+    """All ranks but the first of a machine were silent, so that a run could end without a word."""
+    Path("script.py").write_text(
+        "import os, time, config\n"
+        "with config.command():\n"
+        f"    if os.environ['RANK'] == '{rank}': raise config.ConfigError('the disk is gone')\n"
+        "    time.sleep(60)",
+        encoding="utf-8",
+    )
+    words = "script.py: the disk is gone\n" if rank == 0 else "script.py: rank 1: the disk is gone\n"
+    assert torchrun(script="script.py").stderr.count(words) == 1
+
+
+def test_a_stray_rank_in_the_environment_does_not_silence_a_message(workspace):
+    """LOCAL_RANK=1, left by a torchrun of before, did."""
+    stray = {"LOCAL_RANK": "1", "RANK": "1", "TORCHELASTIC_ERROR_FILE": str(workspace / "attempt_0/1/error.json")}
+    Path("attempt_0/1").mkdir(parents=True)
+    for _ in range(2):
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "prepare.py"), "nothing"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **stray},
+        )
+        assert result.returncode == 2 and "prepare.py: rank 1: name=nothing is not built in" in result.stderr
