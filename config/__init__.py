@@ -60,9 +60,11 @@ def command(*errors):
 
     Output is UTF-8 whatever the locale says: a model of Machado de Assis must be able to speak on any console.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for as long as the process lives
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
     try:
         yield
     except BrokenPipeError:  # the reader of our output has gone, as in `python sample.py | head`

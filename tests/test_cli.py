@@ -157,6 +157,21 @@ def test_a_reader_that_leaves_early_is_no_error(clone):
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this system")
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_error(clone, closed):
+    """sys.stderr is None then, and what was to be written to it ended the run with exit code 1."""
+    (clone / "t.txt").write_text("abc\n" * 99, encoding="utf-8")
+    short = "config/quickstart.py --dataset=t --n_embd=16 --block_size=8 --max_iters=1 --eval_iters=1"
+    for words in (
+        "prepare.py t --input=t.txt",
+        f"train.py {short}",
+        "sample.py --out_dir=out-quickstart --max_new_tokens=5",
+    ):
+        assert subprocess.run(["bash", "-c", f'"{sys.executable}" {words} {closed}'], cwd=clone).returncode == 0
+    assert subprocess.run(["bash", "-c", f'"{sys.executable}" prepare.py none {closed}'], cwd=clone).returncode == 2
+
+
 def refused(capsys, argv):
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
