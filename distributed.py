@@ -20,9 +20,20 @@ class Ranks:
 
     @classmethod
     def from_environment(cls):
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        """What torchrun has put into the environment. Raises ConfigError where something else did."""
+        if os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
-        return cls(**{f.name: int(os.environ[f.name.upper()]) for f in fields(cls)})
+        names = [f.name.upper() for f in fields(cls)]
+        given = {name: os.environ.get(name, "") for name in (*names, "MASTER_ADDR", "MASTER_PORT")}
+        if all(given.values()) and all(given[name].isdecimal() for name in names):
+            ranks = cls(*(int(given[name]) for name in names))
+            if ranks.rank < ranks.world_size and ranks.local_rank < ranks.local_world_size <= ranks.world_size:
+                return ranks
+        found = ", ".join(f"{name}={value}" if value else f"no {name}" for name, value in given.items())
+        raise ConfigError(
+            f"the environment has {found}: that is not torchrun's. Start several processes with torchrun; for one "
+            "alone take WORLD_SIZE out of the environment: unset WORLD_SIZE"
+        )
 
     def share(self, accumulation, batch_size):
         """This rank's part of a step: (micro-batches, rows of each; None: all rows).
@@ -49,6 +60,8 @@ class Ranks:
             raise ConfigError(f"backend=nccl connects CUDA devices, and this run is on {device}; use --backend=auto")
         if name == "auto":
             return "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
+        if not {"nccl": dist.is_nccl_available, "gloo": dist.is_gloo_available, "mpi": dist.is_mpi_available}[name]():
+            raise ConfigError(f"backend={name} is not in this build of torch; use --backend=auto")
         return name
 
 

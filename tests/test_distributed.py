@@ -11,6 +11,8 @@ import torch
 
 import checkpoint
 import train
+from config import ConfigError
+from distributed import Ranks
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -69,6 +71,42 @@ def test_a_step_that_cannot_be_shared_is_said_once_before_anything_starts(tiny, 
     words = "gradient_accumulation_steps=3 cannot be divided among 2 processes; use --gradient_accumulation_steps=2 or"
     assert result.stderr.count(words) == 1
     assert "Traceback" not in result.stderr.split(words)[0] and not Path("out").exists()
+
+
+ENVIRONMENT = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changed",
+    "WORLD_SIZE=abc WORLD_SIZE=-1 WORLD_SIZE=0 WORLD_SIZE= RANK=4 RANK=1.5 RANK= LOCAL_RANK=2 LOCAL_WORLD_SIZE=5 "
+    "MASTER_ADDR=".split(),
+)
+def test_an_environment_that_is_not_torchruns_is_named(monkeypatch, changed):
+    """A stray or lacking variable ended in the traceback of int() or of a dictionary."""
+    name, _, value = changed.partition("=")
+    for variable, text in {**ENVIRONMENT, name: value}.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(ConfigError) as error:
+        Ranks.from_environment()
+    assert (changed if value else f"no {name}") in str(error.value) and str(error.value).endswith("unset WORLD_SIZE")
+
+
+def test_torchruns_environment_is_read(monkeypatch):
+    monkeypatch.setenv("RANK", "stray")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert Ranks.from_environment() == Ranks()
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert Ranks.from_environment() == Ranks(rank=3, world_size=4, local_rank=1, local_world_size=2)
+
+
+@pytest.mark.skipif(torch.distributed.is_mpi_available(), reason="this torch has MPI")
+def test_a_backend_that_torch_was_built_without_is_refused():
+    with pytest.raises(ConfigError, match="backend=mpi is not in this build of torch; use --backend=auto"):
+        Ranks(rank=0, world_size=2).backend("mpi", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
