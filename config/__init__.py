@@ -131,9 +131,11 @@ class Options:
         return parser
 
     def set(self, name, value, source):
-        kind = self.types[name][0]
         try:
-            self.values[name], self.sources[name] = convert(value, kind), source
+            result = convert(value, self.types[name][0])
+            if isinstance(result, str) and "\0" in result:
+                raise ValueError("holds a zero byte, which no file's name may have")
+            self.values[name], self.sources[name] = result, source
         except ValueError as error:
             self.problems.append(f"{name}={value!r} {error} [{source}]")
 
@@ -142,24 +144,25 @@ class Options:
         self.problems.append(f"{source}: no such option" + (f"; did you mean {prefix}{match[0]}?" if match else ""))
 
     def run_file(self, path):
-        """Run a config file in a namespace of its own; modules, functions, classes and _names in it are not options."""
+        """Run a config file in a namespace of its own; modules, functions, classes and _names need be no options."""
         names = {"__file__": path}
         if Path(path).is_dir():
             self.problems.append(f"{path} is a folder and no config file; did you mean --out_dir={path}?")
             return
-        try:
-            exec(compile(Path(path).read_text(encoding="utf-8-sig"), path, "exec"), names)
-        except FileNotFoundError:
+        if not Path(path).exists():
             near = difflib.get_close_matches(path, map(str, Path("config").glob("*.py")), 1, 0.75)
             self.problems.append(f"{path}: no such config file" + (f"; did you mean {near[0]}?" if near else ""))
-        except (Exception, SystemExit) as error:  # whatever a stranger's Python can raise
+            return
+        try:
+            exec(compile(Path(path).read_text(encoding="utf-8-sig"), path, "exec"), names)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a stranger's Python can raise
             self.problems.append(f"{path}: {type(error).__name__}: {error}")
         for name, value in names.items():
-            if name.startswith("_") or callable(value) or isinstance(value, types.ModuleType):
-                continue
             if name in self.types:
                 self.set(name, value, path)
-            else:
+            elif not (name.startswith("_") or callable(value) or isinstance(value, types.ModuleType)):
                 self.unknown(name, f"{path}: {name}")
 
     def build(self, base=None):

@@ -129,10 +129,29 @@ def test_all_problems_come_at_once_each_with_its_source(workspace):
     assert "did you mean --limit?" in text
 
 
-@pytest.mark.parametrize("source", ["size = ", "size = 1 / 0", "raise SystemExit(3)", "from nowhere import x"])
-def test_a_file_that_fails_is_named_with_its_error(workspace, source):
+@pytest.mark.parametrize(
+    "source, error",
+    [("size = ", "SyntaxError"), ("size = 1 / 0", "ZeroDivisionError"), ("raise SystemExit(3)", "SystemExit"),
+     ("from nowhere import x", "ModuleNotFoundError"), ("raise BaseException", "BaseException"),
+     ("open('nowhere.txt')", "FileNotFoundError: [Errno 2]"), ("size = 1\0", "SyntaxError")],
+)  # fmt: skip
+def test_a_file_that_fails_is_named_with_its_error(workspace, source, error):
+    """A file that did not find another one was said to be missing itself."""
     Path("c.py").write_text(source, encoding="utf-8")
-    assert problem("c.py").startswith("c.py: ")
+    assert problem("c.py").startswith(f"c.py: {error}")
+
+
+def test_a_function_with_an_options_name_is_an_error(workspace):
+    """It was ignored in silence, and the run went on with the default."""
+    Path("c.py").write_text("def rate(): return 3\nimport time as name", encoding="utf-8")
+    text = problem("c.py")
+    assert "rate=<function rate at" in text and "name=<module 'time' (built-in)> expects a text [c.py]" in text
+
+
+def test_a_zero_byte_in_a_path_is_a_message(workspace):
+    assert problem("c\0.py") == "c\0.py: no such config file"
+    Path("c.py").write_text("name = 'a\\0b'", encoding="utf-8")
+    assert problem("c.py") == r"name='a\x00b' holds a zero byte, which no file's name may have [c.py]"
 
 
 def test_a_missing_value_is_a_message():
