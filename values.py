@@ -24,6 +24,14 @@ def describe(kind):
     return names.get(kind) or " or ".join(describe(part) for part in typing.get_args(kind))
 
 
+def to_repr(value):
+    """A value as Python writes it; its type, where that fails as for an int of more than 4,300 digits."""
+    try:
+        return repr(value)
+    except Exception:  # of a class in somebody's config file, of any kind
+        return f"<{type(value).__name__}>"
+
+
 def to_none(value):
     if value is None or value in ("None", "none"):
         return None

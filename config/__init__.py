@@ -17,7 +17,9 @@ import typing
 from dataclasses import fields
 from pathlib import Path
 
-from values import convert, describe, option_types
+from values import convert, describe, option_types, to_repr
+
+LARGEST = 2**53  # of integers: sizes near 2**63 overflow in torch and NumPy; a seed is no size, and may be larger
 
 
 class ConfigError(ValueError):
@@ -135,9 +137,11 @@ class Options:
             result = convert(value, self.types[name][0])
             if isinstance(result, str) and "\0" in result:
                 raise ValueError("holds a zero byte, which no file's name may have")
+            if isinstance(result, int) and abs(result) > LARGEST and name != "seed":
+                raise ValueError("must lie between -2**53 and 2**53")
             self.values[name], self.sources[name] = result, source
         except ValueError as error:
-            self.problems.append(f"{name}={value!r} {error} [{source}]")
+            self.problems.append(f"{name}={to_repr(value)} {error} [{source}]")
 
     def unknown(self, name, source, prefix=""):
         match = difflib.get_close_matches(name, self.types, n=1, cutoff=0.5)

@@ -1,5 +1,6 @@
 """Options: precedence, conversion, and every problem told at once with its source."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -152,6 +153,27 @@ def test_a_zero_byte_in_a_path_is_a_message(workspace):
     assert problem("c\0.py") == "c\0.py: no such config file"
     Path("c.py").write_text("name = 'a\\0b'", encoding="utf-8")
     assert problem("c.py") == r"name='a\x00b' holds a zero byte, which no file's name may have [c.py]"
+
+
+@pytest.mark.parametrize("number", ["1e18", "-1e18", str(2**53 + 1), "9" * 320, "9" * 5000], ids=len)
+def test_an_integer_that_is_too_large_for_a_size_is_refused(workspace, number):
+    """Such sizes ended in tracebacks of torch and NumPy."""
+    words = "expects an integer" if len(number) > 4300 else r"must lie between -2\*\*53 and 2\*\*53"
+    for name in ("size", "limit"):
+        assert re.match(f"{name}='{number}' {words}", problem(f"--{name}={number}"))
+    assert parse(f"--size={2**53}").size == 2**53
+
+
+def test_an_integer_that_has_no_repr_is_refused(workspace):
+    Path("c.py").write_text("size = 10**5000", encoding="utf-8")
+    assert problem("c.py") == "size=<int> must lie between -2**53 and 2**53 [c.py]"
+
+
+def test_a_seed_may_be_larger_than_a_size():
+    _, options = Options([f"--seed={2**63 - 1}"], ModelConfig, TrainConfig, description="Test.").build()
+    assert options.seed == 2**63 - 1
+    with pytest.raises(ConfigError, match="seed=9223372036854775808 must be below"):
+        Options([f"--seed={2**63}"], ModelConfig, TrainConfig, description="Test.").build()
 
 
 def test_a_missing_value_is_a_message():
