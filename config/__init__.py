@@ -114,7 +114,7 @@ class Options:
             self.set(name, texts if several else texts[-1], f"--{name}={texts[-1]}")
 
     def parser(self, description, positional):
-        summary, _, rest = description.partition("\n\n")
+        summary, _, rest = (description or "").partition("\n\n")  # python -OO has no docstrings
         parser = Parser(
             description=summary,
             epilog=rest,

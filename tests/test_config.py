@@ -176,6 +176,11 @@ def test_a_seed_may_be_larger_than_a_size():
         Options([f"--seed={2**63}"], ModelConfig, TrainConfig, description="Test.").build()
 
 
+def test_no_docstring_no_description():
+    """python -OO has no docstrings, and Options took none."""
+    assert Options([], Small, description=None).build() == [Small()]
+
+
 def test_a_missing_value_is_a_message():
     assert "expected one argument" in problem("--size")
 
