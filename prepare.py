@@ -53,8 +53,10 @@ class PrepareConfig:
             problems.append(
                 f"tokenizer={self.tokenizer} is not char, gpt2, bpe or the path of a meta.json or tokenizer.json"
             )
-        if self.vocab_size < 257:
-            problems.append(f"vocab_size={self.vocab_size} must be at least 257: 256 bytes and the end of text")
+        if not 257 <= self.vocab_size <= 2**32:
+            problems.append(
+                f"vocab_size={self.vocab_size} must be at least 257, 256 bytes and the end of text, and at most 2**32"
+            )
         if not 0 < self.val_fraction < 1:
             problems.append(f"val_fraction={self.val_fraction} must be above 0 and below 1")
         if problems:

@@ -180,6 +180,7 @@ def test_a_text_that_ends_inside_a_character_is_named(workspace, capsys):
         (["../t", "--input=one.txt"], "one plain name"),
         (["t", "--input=one.txt", "--tokenizer=words"], "tokenizer=words is not char, gpt2, bpe"),
         (["t", "--input=one.txt", "--vocab_size=100"], "vocab_size=100 must be at least 257"),
+        (["t", "--input=one.txt", "--vocab_size=1e12"], "vocab_size=1000000000000 must be at least 257"),
         (["t", "--input=one.txt", "--val_fraction=1"], "val_fraction=1.0 must be above 0 and below 1"),
         (["t", "--inptu=one.txt"], "did you mean --input?"),
         (["t", "u", "--input=one.txt"], "t u: one name is expected"),
