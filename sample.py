@@ -2,7 +2,7 @@
 
     python sample.py --out_dir=out-shakespeare-char --start="ROMEO:"
     python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt --num_samples=1
-    python sample.py --init_from=gpt2 --interactive=True
+    python sample.py --init_from=gpt2 --interactive
 
 The tokenizer comes out of the checkpoint, so that nothing else is needed beside it (GPT-2's is tiktoken's to fetch).
 """

@@ -17,7 +17,7 @@ import typing
 from dataclasses import fields
 from pathlib import Path
 
-from values import convert, describe, option_types, to_repr
+from config.values import convert, describe, option_types, to_repr
 
 LARGEST = 2**53  # of integers: sizes near 2**63 overflow in torch and NumPy; a seed is no size, and may be larger
 
@@ -127,9 +127,10 @@ class Options:
             for field in fields(cls):
                 kind, help_text = self.types[field.name]
                 shown = f"{help_text} ({describe(kind)}; default: {field.default!r})".replace("%", "%%")
-                parser.add_argument(
-                    f"--{field.name}", action="append", default=argparse.SUPPRESS, metavar="", help=shown
-                )
+                shape = {"metavar": ""}
+                if kind is bool:  # --interactive is --interactive=True
+                    shape = {"nargs": "?", "const": "True", "metavar": "=True"}
+                parser.add_argument(f"--{field.name}", action="append", default=argparse.SUPPRESS, help=shown, **shape)
         return parser
 
     def set(self, name, value, source):

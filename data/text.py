@@ -106,15 +106,15 @@ class Text:
 def cut_between_words(pieces):
     """The same text in pieces of at most LONGEST characters, each of which can be encoded by itself.
 
-    They end where a word of GPT-2's pattern ends: a blank or newline after something that is no white space always
-    begins a new word. A word, or white space, that is longer is cut in two.
+    They end where a word ends, for GPT-2 and Llama alike: a blank or newline after a letter or digit always begins a new
+    one. What is longer without any is cut in two.
     """
     rest = ""
     for piece in pieces:
         text, start = rest + piece, 0
         while len(text) - start > LONGEST:
             cut = start + LONGEST
-            while cut > start and not (text[cut] in " \n" and not text[cut - 1].isspace()):
+            while cut > start and not (text[cut] in " \n" and text[cut - 1].isalnum()):
                 cut -= 1
             cut = cut if cut > start else start + LONGEST
             yield text[start:cut]

@@ -8,6 +8,7 @@ import numpy as np
 import tiktoken
 
 from data import DataError
+from data.text import cut_between_words
 from data.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer, spec_of, write_bpe, write_chars
 
 # How GPT-2 cuts text into words before merging. A word never reaches past its last letter into white space,
@@ -65,7 +66,8 @@ class BPETokenizer:
         return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
 
     def prompt(self, text):
-        return self.encode(text)
+        pieces = cut_between_words([text])  # a million blanks in a row are too many for tiktoken
+        return np.concatenate([self.encode(piece) for piece in pieces])
 
     def decode_bytes(self, ids):
         return self.encoding.decode_bytes(list(ids))

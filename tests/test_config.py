@@ -14,7 +14,7 @@ from model import ModelConfig
 from sample import SampleConfig
 from train import TrainConfig
 
-PRESETS = sorted(p for p in Path(config.__file__).parent.glob("*.py") if p.name != "__init__.py")
+PRESETS = sorted(p for p in Path(config.__file__).parent.glob("*.py") if p.stem not in ("__init__", "values"))
 NANOGPT_TRAIN = """out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint init_from wandb_log
     wandb_project wandb_run_name dataset gradient_accumulation_steps batch_size block_size n_layer n_head n_embd dropout
     bias learning_rate max_iters weight_decay beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend
@@ -231,3 +231,12 @@ def test_a_config_file_in_nanogpts_style_runs_unchanged(workspace):
     )
     _, options = Options(["nano.py"], ModelConfig, TrainConfig, description="Test.").build()
     assert options.gradient_accumulation_steps == 40 and options.compile is False
+
+
+def test_a_switch_may_stand_alone(workspace):
+    """--interactive and --interactive=True are the same; so is a file before it."""
+    (workspace / "c.py").write_text("n_layer = 3")
+    for words in (["--bias"], ["c.py", "--bias"], ["--bias", "--n_head=4"], ["--bias=True"]):
+        assert Options(words, ModelConfig, TrainConfig, description="Test.").values["bias"] is True
+    with pytest.raises(ConfigError, match="bias='c.py' expects True or False"):
+        Options(["--bias", "c.py"], ModelConfig, TrainConfig, description="Test.").build()

@@ -53,6 +53,14 @@ def test_characters_outside_the_vocabulary_are_named():
         CharTokenizer("abc").encode("aç🦜")
 
 
+def test_a_prompt_of_a_million_blanks_is_encoded():
+    """tiktoken gives up on so long a word: ValueError."""
+    tokenizer = train_bpe([TEXT * 3], 300)
+    text = "o menino" + " " * 1_200_000 + "viu"
+    assert decode(tokenizer, tokenizer.prompt(text).tolist()) == text
+    assert tokenizer.prompt(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+
+
 def test_bpe_encodes_text_that_it_was_not_trained_on():
     tokenizer = train_bpe(["abcabcabc"], 260)
     assert decode(tokenizer, tokenizer.encode("zz 日本 \x00")) == "zz 日本 \x00"
