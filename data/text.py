@@ -106,8 +106,8 @@ class Text:
 def cut_between_words(pieces):
     """The same text in pieces of at most LONGEST characters, each of which can be encoded by itself.
 
-    They end where a word ends, for GPT-2 and Llama alike: a blank or newline after a letter or digit always begins a new
-    one. What is longer without any is cut in two.
+    They end where a word ends, for GPT-2 and Llama alike: a blank or newline after a letter or digit always begins a
+    new one. What is longer without any is cut in two.
     """
     rest = ""
     for piece in pieces:

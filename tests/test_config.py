@@ -238,5 +238,5 @@ def test_a_switch_may_stand_alone(workspace):
     (workspace / "c.py").write_text("n_layer = 3")
     for words in (["--bias"], ["c.py", "--bias"], ["--bias", "--n_head=4"], ["--bias=True"]):
         assert Options(words, ModelConfig, TrainConfig, description="Test.").values["bias"] is True
-    with pytest.raises(ConfigError, match="bias='c.py' expects True or False"):
+    with pytest.raises(ConfigError, match=r"bias='c\.py' expects True or False"):
         Options(["--bias", "c.py"], ModelConfig, TrainConfig, description="Test.").build()
