@@ -125,6 +125,19 @@ def test_the_old_forms_of_rope_in_config_json(folder):
     assert weights.config_of(weights.load("hf")).rope_base == 10_000.0
 
 
+@pytest.mark.parametrize("make, size, tied", [(make_gpt2, GPT2_SIZES["small"], True),
+                                              (make_llama, LLAMA_SIZES["small"], False)])  # fmt: skip
+def test_what_config_json_leaves_out_is_transformers_default(tmp_path, make, size, tied):
+    make(*size, tied=tied).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    optional = ("tie_word_embeddings", "num_key_value_heads", "hidden_act", "activation_function", "layer_norm_epsilon",
+                "rms_norm_eps", "head_dim", "attention_bias", "mlp_bias")  # fmt: skip
+    path.write_text(json.dumps({key: value for key, value in content.items() if key not in optional}), encoding="utf-8")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert_same_logits(theirs, weights.build(weights.load(str(tmp_path)))[0])
+
+
 CONFIG_MISTAKES = [
     ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope_parameters=.*yarn"),
     ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*linear"),

@@ -83,7 +83,8 @@ LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "norm_eps": 1e-
 ARCHITECTURES = {
     "gpt2": {"bias": True}, "gpt2 without biases": {}, "one head": {"n_head": 1, "n_embd": 8},
     "odd width": {"n_head": 5, "n_embd": 15}, "rope": {"position": "rope", "rope_base": 50.0},
-    "rmsnorm": {"norm": "rmsnorm"}, "swiglu": {"mlp": "swiglu", "bias": True}, "relu2": {"mlp": "relu2"},
+    "large eps": {"norm_eps": 0.1}, "rmsnorm": {"norm": "rmsnorm", "norm_eps": 0.1},
+    "swiglu": {"mlp": "swiglu", "bias": True}, "relu2": {"mlp": "relu2"},
     "gelu_exact": {"mlp": "gelu_exact"}, "given width": {"mlp": "swiglu", "mlp_hidden": 7}, "gqa": {"n_kv_head": 2},
     "mqa": {"n_kv_head": 1}, "qk_norm": {"qk_norm": True, "bias": True}, "softcap": {"logit_softcap": 3.0},
     "untied": {"tie_embeddings": False}, "llama": LLAMA, "llama, gqa, biases": {**LLAMA, "n_kv_head": 2, "bias": True},

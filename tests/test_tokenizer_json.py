@@ -59,6 +59,15 @@ def test_ours_comes_back_as_it_was_and_cuts_alike(kind):
     assert theirs.get_vocab_size() == ours.vocab_size
 
 
+def test_ids_that_are_not_in_the_order_of_merging_stay_as_they_are():
+    """tiktoken merges the lowest id first; another order of merging would cut other tokens."""
+    content = json.loads(train_bpe([TEXT * 3], 320).json())
+    content["model"]["merges"].reverse()
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
+    spec = spec_of(json.dumps(content))
+    assert spec["kind"] == "huggingface" and load_tokenizer(spec).encode(TEXT).tolist() == theirs.encode(TEXT).ids
+
+
 def test_the_end_of_a_text_is_one_token_in_both_forms():
     ours = train_bpe([TEXT * 3], 320)
     text = "menino<|endoftext|>menino"

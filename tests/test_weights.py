@@ -200,6 +200,14 @@ def test_gpt2_becomes_modern_as_far_as_it_can_and_says_how():
     assert torch.equal(state["h.1.mlp.c_proj.weight"], old.state_dict()["h.1.mlp.c_proj.weight"][:, :88])
 
 
+def test_a_narrower_gate_keeps_the_beginning_of_both_halves():
+    old = lively(ModelConfig(**SHAPE, mlp="swiglu", mlp_hidden=10))
+    model, report = weights.build(content_of(old), replace(old.config, mlp_hidden=6))
+    fc = old.state_dict()["h.0.mlp.c_fc.weight"]
+    assert torch.equal(model.state_dict()["h.0.mlp.c_fc.weight"], torch.cat((fc[:6], fc[10:16])))
+    assert "cut to 6 channels: h.*.mlp.c_fc.bias, h.*.mlp.c_fc.weight, h.*.mlp.c_proj.weight" in report
+
+
 def test_what_is_new_comes_from_the_seed_and_leaves_the_callers_dice_alone():
     old = lively(ModelConfig(**SHAPE, position="rope"))
     before = torch.get_rng_state()
