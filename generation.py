@@ -101,10 +101,6 @@ class Decoder:
             except Exception as error:  # torch, Triton and the C compiler each raise their own kinds
                 self.step, self.failure = self.eager_step, " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
-    def too_small(self, batch_size, length):
-        """Whether another batch needs a Decoder of its own."""
-        return batch_size != self.batch_size or min(length, self.model.config.block_size) > self.cache.length
-
     @torch.inference_mode()
     def prefill(self, rows):
         """Forget everything and read one tensor of ids (T,) for each row; shorter rows are padded on the left.

@@ -115,8 +115,9 @@ class Writer:
         options = self.options
         while self.about:
             print(self.about.pop(0), file=sys.stderr)
-        length = max(map(len, prompts)) + options.max_new_tokens
-        if self.decoder is None or self.decoder.too_small(len(prompts), length):
+        if self.decoder is None:  # a conversation has the same one at every turn
+            length = max(map(len, prompts)) + options.max_new_tokens
+            length = self.model.config.block_size if options.interactive else length
             self.decoder = Decoder(self.model, len(prompts), length, options.compile)
             if self.decoder.failure:
                 print(f"torch.compile failed, so the model runs uncompiled: {self.decoder.failure}", file=sys.stderr)
