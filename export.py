@@ -19,14 +19,10 @@ from checkpoint import CheckpointError
 from config import ConfigError
 from data import DataError, replacing
 from data.tokenizer import END_OF_TEXT
-from huggingface import ACTIVATIONS, extra, is_transposed, rows_of, shapes, their_names
+from huggingface import extra, is_transposed, rows_of, shapes, their_names
+from huggingface.config_json import CLASSES, architecture, config_json
 
 WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-EXPRESSIBLE = {  # the values of each field that the architecture has; fields left out may have any
-    "gpt2": {"position": ["learned"], "norm": ["layernorm"], "mlp": ["gelu", "gelu_exact", "relu2"]},
-    "llama": {"position": ["rope"], "norm": ["rmsnorm"], "mlp": ["swiglu"]},
-}
-CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -37,40 +33,6 @@ class ExportConfig:
     def __post_init__(self):
         if not self.to:
             raise ValueError(f"to={self.to or ''} names no folder to write: python export.py --out_dir=OUT --to=FOLDER")
-
-
-def architecture(model_config):
-    """ "gpt2" or "llama". Raises ConfigError that names what each of them lacks."""
-    lacks = {}
-    for kind, values in EXPRESSIBLE.items():
-        fields = {field: getattr(model_config, field) for field in values}
-        lacks[kind] = [f"{field}={value}" for field, value in fields.items() if value not in values[field]]
-        if kind == "gpt2" and model_config.kv_heads != model_config.n_head:
-            lacks[kind].append(f"n_kv_head={model_config.n_kv_head}")
-        lacks[kind] += ["qk_norm=True"] if model_config.qk_norm else []
-        lacks[kind] += [f"logit_softcap={model_config.logit_softcap}"] if model_config.logit_softcap else []
-    for kind, fields in lacks.items():
-        if not fields:
-            return kind
-    reasons = "; ".join(f"{CLASSES[kind]} has no {', '.join(fields)}" for kind, fields in lacks.items())
-    raise ConfigError(f"transformers cannot express this model: {reasons}")
-
-
-def config_json(kind, c, end):
-    """config.json of the ModelConfig `c`; end: the id of the end of a text, or None."""
-    given = {"architectures": [CLASSES[kind]], "model_type": kind, "vocab_size": c.vocab_size, "dtype": "float32"}
-    given |= {"tie_word_embeddings": c.tie_embeddings, "bos_token_id": end, "eos_token_id": end, "use_cache": True}
-    if kind == "gpt2":
-        names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-        given |= {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
-        given |= {"n_inner": c.hidden, "activation_function": names[c.mlp], "layer_norm_epsilon": c.norm_eps}
-        return given | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-    given |= {"max_position_embeddings": c.block_size, "hidden_size": c.n_embd, "num_hidden_layers": c.n_layer}
-    given |= {"num_attention_heads": c.n_head, "num_key_value_heads": c.kv_heads, "head_dim": c.head_size}
-    given |= {"intermediate_size": c.hidden, "hidden_act": "silu", "rms_norm_eps": c.norm_eps}
-    given |= {"attention_bias": c.bias, "mlp_bias": c.bias, "attention_dropout": c.dropout}
-    # Both forms of the base: rope_theta for transformers 4, rope_parameters for 5.
-    return given | {"rope_theta": c.rope_base, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base}}
 
 
 def tensors(kind, model):

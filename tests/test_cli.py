@@ -34,7 +34,13 @@ def command(*words, cwd=ROOT, **environment):
 @pytest.fixture
 def clone(tmp_path):
     """What a stranger has who has prepared nothing: the program, its presets and README."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("config/*.py"), *ROOT.glob("data/*.py"), ROOT / "README.md"]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("config/*.py"),
+        *ROOT.glob("data/*.py"),
+        *ROOT.glob("huggingface/*.py"),
+        ROOT / "README.md",
+    ]:
         copy = tmp_path / "clone" / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)

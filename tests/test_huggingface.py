@@ -244,7 +244,9 @@ def test_a_missing_package_is_named_with_its_command(folder, refused, monkeypatc
 
 def test_the_installed_versions_are_those_that_the_messages_name():
     text = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
-    sources = [(ROOT / name).read_text(encoding="utf-8") for name in ("huggingface.py", "data/tokenizer_json.py")]
+    sources = [
+        (ROOT / name).read_text(encoding="utf-8") for name in ("huggingface/__init__.py", "data/tokenizer_json.py")
+    ]
     for package in ("safetensors", "huggingface_hub", "tokenizers"):
         version = next(line.split("==")[1] for line in text.splitlines() if line.startswith(package + "=="))
         assert any(version in source for source in sources), package

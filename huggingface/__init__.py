@@ -4,7 +4,6 @@ Two architectures are known, GPT2LMHeadModel and LlamaForCausalLM (Mistral's wit
 What config.json asks for and this program does not compute is refused by name. export.py writes the same form.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -12,34 +11,12 @@ import torch
 
 from checkpoint import CheckpointError
 from data.tokenizer import load_tokenizer, read_spec
-from model import GPT, ModelConfig
+from huggingface.config_json import read_config, read_json
+from model import GPT
 
 HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
-# Keys of config.json: ours and, where they have one, the value when the key is missing.
-SIZES = {
-    "gpt2": {"n_positions": "block_size", "vocab_size": "vocab_size", "n_layer": "n_layer", "n_head": "n_head",
-             "n_embd": "n_embd"},
-    "llama": {"max_position_embeddings": "block_size", "vocab_size": "vocab_size", "num_hidden_layers": "n_layer",
-              "num_attention_heads": "n_head", "hidden_size": "n_embd", "intermediate_size": "mlp_hidden"},
-}  # fmt: skip
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu2": "relu2"}  # of GPT-2
-FIXED = {  # what must be so, because it is what this program computes
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
-    "add_cross_attention": False, "is_encoder_decoder": False, "pretraining_tp": 1,
-}  # fmt: skip
-READ = set(
-    "model_type n_inner activation_function layer_norm_epsilon tie_word_embeddings num_key_value_heads hidden_act "
-    "rms_norm_eps attention_bias mlp_bias head_dim rope_theta rope_scaling rope_parameters".split()
-)
-HARMLESS = set(  # nothing that changes the logits
-    "architectures transformers_version dtype torch_dtype use_cache bos_token_id eos_token_id pad_token_id n_ctx "
-    "initializer_range resid_pdrop embd_pdrop attn_pdrop attention_dropout summary_type summary_use_proj "
-    "summary_activation summary_proj_to_labels summary_first_dropout task_specific_params output_attentions "
-    "output_hidden_states return_dict chunk_size_feed_forward id2label label2id problem_type is_llama_config "
-    "transformers.js_config".split()
-)
 LLAMA_NAMES = {
     "wte": ["model.embed_tokens"], "ln_f": ["model.norm"], "lm_head": ["lm_head"],
     "ln_1": ["input_layernorm"], "ln_2": ["post_attention_layernorm"],
@@ -95,60 +72,6 @@ def read(folder, source):
         "path": source,
         "notes": notes,
     }
-
-
-def read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return content
-
-
-def read_config(folder):
-    """("gpt2" or "llama", ModelConfig) of config.json. Raises CheckpointError that names what is not supported."""
-    path = folder / "config.json"
-    given = read_json(path)
-    kind = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama"}.get(given.get("model_type"))
-    if kind is None:
-        raise CheckpointError(f"{path}: model_type={given.get('model_type')!r} is not supported; gpt2 and llama are")
-    known = READ | HARMLESS | set(SIZES[kind])
-    refused = {k: v for k, v in given.items() if k in FIXED and v != FIXED[k]}
-    # A key that nobody knows does nothing while it is off.
-    refused |= {k: v for k, v in given.items() if k not in known | set(FIXED) and v and not k.startswith("_")}
-    rope = given.get("rope_parameters") or {"rope_theta": given.get("rope_theta") or 10_000.0}
-    scaling = {**(given.get("rope_scaling") or {}), **rope}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default" or set(scaling) - {
-        "rope_theta", "rope_type", "type"
-    }:  # fmt: skip
-        refused["rope_scaling" if given.get("rope_scaling") else "rope_parameters"] = scaling
-    activation = given.get("activation_function", "gelu_new") if kind == "gpt2" else given.get("hidden_act", "silu")
-    if activation not in (ACTIVATIONS if kind == "gpt2" else ("silu",)):
-        refused["activation_function" if kind == "gpt2" else "hidden_act"] = activation
-    missing = [key for key in SIZES[kind] if not isinstance(given.get(key), int)]
-    if missing:
-        raise CheckpointError(f"{path} has no number for {', '.join(missing)}")
-    fields = {ours: given[theirs] for theirs, ours in SIZES[kind].items()}
-    if kind == "gpt2":
-        fields |= {"bias": True, "mlp": ACTIVATIONS.get(activation), "mlp_hidden": given.get("n_inner")}
-        fields |= {"norm_eps": given.get("layer_norm_epsilon", 1e-5)}
-    else:
-        fields |= {"bias": bool(given.get("attention_bias") or given.get("mlp_bias")), "mlp": "swiglu"}
-        fields |= {"position": "rope", "rope_base": rope["rope_theta"], "n_kv_head": given.get("num_key_value_heads")}
-        fields |= {"norm": "rmsnorm", "norm_eps": given.get("rms_norm_eps", 1e-6)}
-        if given.get("head_dim") not in (None, fields["n_embd"] // fields["n_head"]):
-            refused["head_dim"] = given["head_dim"]
-    if refused:
-        named = ", ".join(f"{key}={value!r}" for key, value in refused.items())
-        raise CheckpointError(f"{path} asks for what this program does not compute: {named}")
-    try:
-        return kind, ModelConfig(**fields, tie_embeddings=given.get("tie_word_embeddings", kind == "gpt2"))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def their_names(name, kind):
@@ -212,6 +135,10 @@ def read_weights(folder, kind, config):
     places = find_tensors(folder)
     if kind == "gpt2" and "wte.weight" in places:  # the hub's gpt2 is a bare GPT2Model, whose names lack the prefix
         places = {f"transformer.{name}": file for name, file in places.items()}
+    if config.n_layer > len(places):
+        raise CheckpointError(
+            f"{folder}: config.json says {config.n_layer:,} layers; there are {len(places):,} tensors"
+        )
     shards = {file: open_shard(file) for file in dict.fromkeys(places.values())}
     no_weights = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # causal masks and frequencies
     unread = {name for name in places if not name.endswith(no_weights)}
