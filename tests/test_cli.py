@@ -34,13 +34,7 @@ def command(*words, cwd=ROOT, **environment):
 @pytest.fixture
 def clone(tmp_path):
     """What a stranger has who has prepared nothing: the program, its presets and README."""
-    for path in [
-        *ROOT.glob("*.py"),
-        *ROOT.glob("config/*.py"),
-        *ROOT.glob("data/*.py"),
-        *ROOT.glob("huggingface/*.py"),
-        ROOT / "README.md",
-    ]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[cdh]*/*.py"), ROOT / "README.md"]:  # config, data, docs, huggingface
         copy = tmp_path / "clone" / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
@@ -104,7 +98,10 @@ def test_prepare_does_not_wait_for_torch():
 
 @pytest.mark.parametrize(
     "module",
-    "model train sample prepare checkpoint log metrics config values data.corpora data.text".split(),
+    (
+        "model train sample prepare export checkpoint weights generation log metrics distributed config config.values "
+        "data.corpora data.text data.shards data.tokenizer_json huggingface huggingface.config_json"
+    ).split(),
 )
 def test_importing_has_no_side_effects(module, tmp_path):
     result = command("-c", f"import {module}", cwd=tmp_path, PYTHONPATH=str(ROOT))
