@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from data import replacing
+from data.corpora import CORPORA
 from data.dataset import ROOT
 from data.tokenizer import read_spec
 
 FORMAT = 1
 TO_SPEAK = {"format", "model", "model_config", "train_config", "tokenizer", "step", "val_loss"}  # in best.pt
+NAMES = ("best.pt", "latest.pt", "ckpt.pt")  # in a run's folder; the last one is nanoGPT's
 TO_RESUME = TO_SPEAK | {"optimizer", "scaler", "generators", "best_val_loss"}  # in latest.pt
 
 
@@ -53,6 +55,8 @@ def load(path, needed=TO_SPEAK):
     if isinstance(content, dict) and "model_args" in content and "model" in content and needed == TO_SPEAK:
         try:
             content = {"format": FORMAT, **from_nanogpt(content, path)}
+        except CheckpointError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} is not quite nanoGPT's: {type(error).__name__} {error}") from error
     missing = needed - set(content) if isinstance(content, dict) else needed
@@ -63,6 +67,10 @@ def load(path, needed=TO_SPEAK):
         raise CheckpointError(f"{path} {what}: it has no {', '.join(sorted(missing))}")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {content['format']}; this program reads format {FORMAT}")
+    types = {"model": dict, "model_config": dict, "train_config": dict, "step": int, "val_loss": float}
+    wrong = [name for name, kind in types.items() if not isinstance(content[name], kind)]
+    if wrong:
+        raise CheckpointError(f"{path} is damaged: the types of {', '.join(wrong)} are not what a run writes")
     return {**content, "path": path}
 
 
@@ -82,12 +90,18 @@ def from_nanogpt(content, path):
     meta = ROOT / dataset / "meta.json"
     if meta.is_file():
         tokenizer, note = read_spec(meta), f"its tokens are those of {meta}"
+        if tokenizer["kind"] == "char" and len(tokenizer["chars"]) != config["vocab_size"]:
+            raise CheckpointError(
+                f"{path} has {config['vocab_size']} characters and {meta} {len(tokenizer['chars'])}: prepare the text "
+                "that it was trained on"
+            )
     elif config["vocab_size"] in (50257, 50304):
         tokenizer, note = {"kind": "gpt2"}, f"its tokens are taken for GPT-2's, as there is no {meta}"
     else:
         raise CheckpointError(
             f"{path} is nanoGPT's, which does not say what its {config['vocab_size']} tokens are, and there is no "
-            f"{meta}. Prepare the text that it was trained on: python prepare.py {dataset} --tokenizer=char"
+            f"{meta}. Prepare the text that it was trained on: python prepare.py {dataset}"
+            + ("" if dataset in CORPORA else " --input=FILE --tokenizer=char")
         )
     return {
         "model": {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")},  # its causal mask
@@ -103,9 +117,14 @@ def from_nanogpt(content, path):
 def find(path):
     """`path` itself when it is a file; in a folder best.pt, else latest.pt, else nanoGPT's ckpt.pt; CheckpointError."""
     path = Path(path)
-    for candidate in [path] if path.is_file() else [path / name for name in ("best.pt", "latest.pt", "ckpt.pt")]:
+    for candidate in [path] if path.is_file() else [path / name for name in NAMES]:
         if candidate.is_file():
             return candidate
+    if path.is_dir():
+        raise CheckpointError(
+            f"the folder {path} has no {', '.join(NAMES)} and no config.json of Hugging Face's. "
+            f"A run writes a checkpoint: python train.py CONFIG --out_dir={path}"
+        )
     folder = path.parent if path.suffix == ".pt" else path
     raise CheckpointError(f"there is no checkpoint {path}. A run writes one: python train.py CONFIG --out_dir={folder}")
 

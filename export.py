@@ -6,13 +6,16 @@ By its architecture a model becomes a GPT2LMHeadModel or a LlamaForCausalLM; wha
 name. The logits are the same. `--init_from=hf-quickstart` reads it back, to sample from it or to train on.
 """
 
+import contextlib
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 
+import checkpoint
 import config
 import weights
 from checkpoint import CheckpointError
@@ -53,9 +56,10 @@ def export(source, folder):
     content = weights.load(source)
     kind = architecture(weights.config_of(content))
     tokenizer = weights.tokenizer_of(content)
-    there = [name for name in WRITTEN if (folder / name).exists()]
+    # Nothing is overwritten; and beside a best.pt nobody could tell which of the two --init_from means.
+    there = [name for name in (*WRITTEN, *checkpoint.NAMES) if (folder / name).exists()]
     if there:
-        raise ConfigError(f"to={folder} already has {', '.join(there)}; nothing is overwritten: choose another folder")
+        raise ConfigError(f"to={folder} already has {', '.join(there)}; choose another folder")
     safetensors, text = extra("safetensors").torch, tokenizer.json()
     model, _ = weights.build(content)
     c, N = model.config, tokenizer.vocab_size
@@ -73,12 +77,18 @@ def export(source, folder):
         "config.json": lambda path: write_json(path, config_json(kind, c, end)),  # last: without it, nothing is there
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, write in files.items():
-        with replacing(folder / name) as temporary:
-            temporary.touch()  # with the mode that this user's files have; safetensors would let nobody else read
-            mode = temporary.stat().st_mode
-            write(temporary)
-            temporary.chmod(mode)
+    try:
+        for name, write in files.items():
+            with replacing(folder / name) as temporary:
+                temporary.touch()  # with the mode of this user's files; safetensors would let nobody else read
+                mode = temporary.stat().st_mode
+                write(temporary)
+                temporary.chmod(mode)
+    except Exception as error:  # OSError, or SafetensorError for the same
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing is in it
+        free = shutil.disk_usage(folder.parent).free
+        raise ConfigError(f"cannot write {folder / name} ({free:,} bytes are free there): {error}") from error
     print(f"{content['path']} is now a {CLASSES[kind]} in {folder}")
     print(f"let it write: python sample.py --init_from={folder}")
 

@@ -33,8 +33,11 @@ class Sampling:
             problems.append(f"top_p={self.top_p} must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             problems.append(f"min_p={self.min_p} must be at least 0 and at most 1")
-        if self.repetition_penalty <= 0:
-            problems.append(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 is none")
+        if not 0 < self.repetition_penalty <= 100:
+            problems.append(f"repetition_penalty={self.repetition_penalty} must be above 0 and at most 100; 1 is none")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if abs(getattr(self, name)) > 100:
+                problems.append(f"{name}={getattr(self, name)} must lie between -100 and 100")
         if problems:
             raise ValueError("\n".join(problems))
 

@@ -53,6 +53,10 @@ class SampleConfig:
         ]
         if not -(2**63) <= self.seed < 2**63:
             problems.append(f"seed={self.seed} must lie between -2**63 and 2**63")
+        if any("\ud800" <= c <= "\udfff" for text in self.stop for c in text):
+            problems.append("stop= is not UTF-8 in this locale")
+        if self.interactive and len(self.start) > 1:
+            problems.append("start= is given several times; a conversation begins with one text")
         if not all(self.start):
             problems.append("start= is empty; a model needs at least one character to go on from")
         if "" in self.stop:
@@ -113,8 +117,6 @@ class Writer:
         Returns the number of tokens that were drawn.
         """
         options = self.options
-        while self.about:
-            print(self.about.pop(0), file=sys.stderr)
         if self.decoder is None:  # a conversation has the same one at every turn
             length = max(map(len, prompts)) + options.max_new_tokens
             length = self.model.config.block_size if options.interactive else length
@@ -151,6 +153,7 @@ def sample(writer, options):
         if row == 0:
             print(text, end="", flush=True)
 
+    print("\n".join(writer.about), file=sys.stderr, flush=True)
     print(starts[0], end="", flush=True)
     began = time.perf_counter()
     tokens = writer.write([prompts[start] for start in starts], show)
@@ -166,6 +169,9 @@ def converse(writer, text):
     """Read lines and let the model go on from all that was said so far."""
     with contextlib.suppress(ImportError):  # there is none on Windows, where the console itself remembers lines
         import readline  # noqa: F401, arrow keys bring back earlier lines
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    print("\n".join(writer.about), file=sys.stderr, flush=True)
     print("Type, and the model goes on. /new forgets what was said; Ctrl-C stops a reply, Ctrl-D or /quit leaves.")
     while True:
         try:

@@ -251,6 +251,8 @@ class Trainer:
         if original.config.block_size >= self.bare.config.block_size:
             loss = self.evaluate(original.to(self.device).eval())["val"]
             self.log.say(f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0")
+        else:
+            self.log.say("the weights as they were cannot read so long a context: no loss of before")
 
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""

@@ -9,6 +9,7 @@ import torch
 import checkpoint
 import huggingface
 from checkpoint import CheckpointError
+from config.values import checked
 from data.tokenizer import load_tokenizer
 from model import GPT, ModelConfig
 
@@ -20,17 +21,22 @@ def load(source):
 
     Raises CheckpointError, DataError.
     """
-    if source in huggingface.HUB and not Path(source).exists():
+    path = Path(source)
+    if not source:
+        raise CheckpointError("init_from= is empty; give a checkpoint, a folder or a name such as gpt2")
+    if source in huggingface.HUB and not path.exists():
         return huggingface.read(huggingface.download(source), source)
-    if (Path(source) / "config.json").is_file():
-        return huggingface.read(Path(source), source)
+    if (path / "config.json").is_file():
+        return huggingface.read(path, source)
+    if path.is_file() and path.suffix in (".json", ".safetensors"):
+        raise CheckpointError(f"{source} is one file of a model; give its folder: {path.parent}")
     return checkpoint.load(checkpoint.find(source))
 
 
 def config_of(content):
     """The ModelConfig of a loaded checkpoint. Raises CheckpointError."""
     try:
-        config = ModelConfig(**content["model_config"])
+        config = ModelConfig(**checked(ModelConfig, content["model_config"]))
         if config.vocab_size is None:
             raise ValueError("it has no vocab_size")
         return config
@@ -101,6 +107,9 @@ def build(content, wanted=None, seed=0):
         torch.manual_seed(seed)
         model = GPT(wanted)
     try:
+        broken = [name for name, tensor in content["model"].items() if not tensor.isfinite().all()]
+        if broken:
+            raise CheckpointError(f"{content['path']} has weights that are no numbers (NaN or infinite): {broken[0]}")
         fates = adapt(model, content["model"], old)
     except (TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {error}") from error
@@ -117,11 +126,11 @@ def adapt(model, state, old):
 
     Returns {what was done: [names]}, where h.* stands for all blocks.
     """
-    fates, parameters = {}, model.state_dict()
+    fates, parameters = {}, dict(model.named_parameters())  # which names a tied matrix once, as wte.weight
     for name, fresh in parameters.items():
         fate = fit(name, state[name], fresh, old, model.config) if name in state else "new"
         fates.setdefault(fate, {})[re.sub(r"h\.\d+\.", "h.*.", name)] = None  # a dictionary as an ordered set
-    for name in state.keys() - parameters.keys():
+    for name in state.keys() - parameters.keys() - ({"lm_head.weight"} if old.tie_embeddings else set()):
         fates.setdefault("dropped", {})[re.sub(r"h\.\d+\.", "h.*.", name)] = None
     return {fate: sorted(names) for fate, names in fates.items()}
 
@@ -130,7 +139,8 @@ def fit(name, tensor, fresh, old, new):
     """Write into `fresh` what it can take of one parameter of both architectures. Returns what was done, in words."""
     if ".attn.c_attn." in name and old.kv_heads != new.kv_heads:
         fresh.copy_(pool_heads(tensor, old, new))
-        return f"heads of keys and values {'pooled' if new.kv_heads < old.kv_heads else 'repeated'} to {new.kv_heads}"
+        how = "pooled" if old.kv_heads % new.kv_heads == 0 else "mixed" if new.kv_heads % old.kv_heads else "repeated"
+        return f"heads of keys and values {how} from {old.kv_heads} to {new.kv_heads}"
     gated = old.mlp == "swiglu", new.mlp == "swiglu"
     if ".mlp." in name and not name.endswith("c_proj.bias") and (old.hidden != new.hidden or gated[0] != gated[1]):
         return fit_mlp(name, tensor, fresh, old, new, gated)
@@ -144,16 +154,17 @@ def fit(name, tensor, fresh, old, new):
 def fit_mlp(name, tensor, fresh, old, new, gated):
     """The first channels of another MLP. A new gate and its value both begin as what was there: silu(x) * x.
 
-    Of the beginnings tried (docs/architecture.md) that is the one with the lowest loss that needs no biases.
+    That began and ended lower than a new value beside the old gate, in a small model.
     """
     n = min(old.hidden, new.hidden)
+    kept = f"{n} of {old.hidden} channels kept" + (f", {new.hidden - n} new" if new.hidden > n else "")
     if name.endswith("c_proj.weight"):
         fresh[:, :n] = tensor[:, :n]
-        return f"cut to {n} channels"
+        return kept
     for part in range(1 + gated[1]):
         source = part * old.hidden if gated[0] else 0
         fresh[part * new.hidden : part * new.hidden + n] = tensor[source : source + n]
-    return f"cut to {n} channels" + (", as gate and as value" if gated == (False, True) else "")
+    return kept + {(False, True): ", as gate and as value", (True, False): " of the gate, no value"}.get(gated, "")
 
 
 def pool_heads(tensor, old, new):

@@ -83,6 +83,19 @@ def to_one_of(value, parts):
     raise ValueError
 
 
+def checked(cls, values):
+    """A dataclass's fields from a file, each in its type. Raises ValueError that names the first wrong one."""
+    types, result = option_types(cls), {}
+    for name, value in values.items():
+        if name not in types:
+            raise ValueError(f"{name} is unknown")
+        try:
+            result[name] = convert(value, types[name][0])
+        except ValueError as error:
+            raise ValueError(f"{name}={to_repr(value)} {error}") from None
+    return result
+
+
 def convert(value, kind):
     """value as `kind`: a Python value from a config file, or a text from the command line. Raises ValueError."""
     parts, origin = typing.get_args(kind), typing.get_origin(kind)

@@ -164,6 +164,10 @@ def read_spec(path):
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
         return spec_of(text) if "model" in content else content["tokenizer"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except DataError as error:
+        raise DataError(f"cannot take the tokenizer of {path}: {error}") from error
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
-        raise DataError(f"cannot take the tokenizer of {path}: {reason}") from error
+        raise DataError(
+            f"cannot take the tokenizer of {path}: {reason}. Give a meta.json, a tokenizer.json or a folder with one"
+        ) from error

@@ -48,7 +48,7 @@ def spec_of(text):
             if len(chars) == len(model["vocab"]) and sorted(model["vocab"].values()) == list(range(len(chars))):
                 return {"kind": "char", "chars": chars}
         ranks = gpt2_like_ranks(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"it is no tokenizer.json that can be read ({type(error).__name__}: {error})") from error
     if ranks is None:
         return {"kind": "huggingface", "json": text}
@@ -60,12 +60,14 @@ def spec_of(text):
 def gpt2_like_ranks(content):
     """The tokens in order where tiktoken would cut every text just as this tokenizer.json does; else None."""
     model, cutting = content["model"], content["pre_tokenizer"] or {}
+    if model["type"] != "BPE":
+        return None
     added = [(token["id"], token["content"]) for token in content["added_tokens"]]
     vocab = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
     ordered = sorted(vocab, key=vocab.get)
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model.get("merges", [])]
     alike = (
-        (model["type"] == "BPE" and not model.get("ignore_merges") and not content["normalizer"])
+        not (model.get("ignore_merges") or model.get("dropout") or content["normalizer"])
         and (cutting.get("type") == "ByteLevel" and cutting.get("use_regex", True) and not cutting["add_prefix_space"])
         and (content["post_processor"] or {}).get("type") in (None, "ByteLevel")
         and added == [(len(vocab), END_OF_TEXT)]
@@ -117,12 +119,16 @@ class HuggingFaceTokenizer:
         self.text = text
         content = json.loads(text)
         try:
-            self.whole = package().Tokenizer.from_str(text)
+            content["model"].pop("dropout", None)  # BPE's, which would cut a text otherwise each time
+            self.whole = package().Tokenizer.from_str(json.dumps(content))
             self.inner = package().Tokenizer.from_str(json.dumps(without_prefix(content)))
-        except DataError:
+        except (DataError, KeyboardInterrupt):
             raise
-        except Exception as error:  # the package raises plain Exception
+        except BaseException as error:  # the package raises plain Exception, and its panics are not even that
             raise DataError(f"the package tokenizers cannot read tokenizer.json: {error}") from error
+        for tokenizer in (self.whole, self.inner):  # transformers writes both into the file, and each loses a text
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         vocab = self.whole.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         special = {token["id"]: token["content"].encode() for token in content["added_tokens"]}
@@ -151,12 +157,17 @@ class HuggingFaceTokenizer:
 
 def without_prefix(content):
     """A tokenizer.json that puts no blank before a text, so that a long text can be encoded in pieces."""
+    content = json.loads(json.dumps(content))  # a copy, all the way down
     normalizer, cutting = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
-    if normalizer.get("type") == "Sequence":
-        kept = [part for part in normalizer["normalizers"] if part["type"] != "Prepend"]
-        content = {**content, "normalizer": {**normalizer, "normalizers": kept}}
-    if cutting.get("type") == "Metaspace":
-        content = {**content, "pre_tokenizer": {**cutting, "prepend_scheme": "never"}}
+    normalizers = [
+        part for part in normalizer.get("normalizers", [normalizer]) if part.get("type", "Prepend") != "Prepend"
+    ]
+    content["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
+    for part in cutting.get("pretokenizers", [cutting]):
+        if part.get("type") == "Metaspace":
+            part["prepend_scheme"] = "never"
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = False
     return content
 
 

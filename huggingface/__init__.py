@@ -52,7 +52,7 @@ def download(name):
 def read(folder, source):
     """The content of checkpoint.load from a Hugging Face folder; source: what the user called it. CheckpointError."""
     folder = Path(folder)
-    kind, config = read_config(folder)
+    kind, config, without_bias = read_config(folder)
     spec, notes = None, [f"{source}: no tokenizer.json, so the data set's own tokens are taken for the model's"]
     if (folder / "tokenizer.json").is_file():
         spec, notes = read_spec(folder / "tokenizer.json"), []
@@ -63,7 +63,7 @@ def read(folder, source):
                 "which is more than rounding up explains: they belong to different models"
             )
     return {
-        "model": read_weights(folder, kind, config),
+        "model": read_weights(folder, kind, config, without_bias),
         "model_config": vars(config),
         "train_config": {},
         "tokenizer": spec,
@@ -99,8 +99,11 @@ def rows_of(name, shape, config):
 
 def shapes(config):
     """{name: shape} of the parameters that a model of this config has; a tied one under its first name."""
-    with torch.device("meta"):
-        return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
+    try:
+        with torch.device("meta"):
+            return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
+    except (RuntimeError, TypeError) as error:  # sizes whose product no number of 64 bits holds
+        raise CheckpointError(f"no model can be so large: {error}") from error
 
 
 def find_tensors(folder):
@@ -113,7 +116,7 @@ def find_tensors(folder):
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise CheckpointError(f"{index} has no weight_map")
-    for file in dict.fromkeys(places.values()):
+    for file in places.values():
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
             raise CheckpointError(f"{index} names the file {file!r}, which is not a plain name in this folder")
         if not (folder / file).is_file():
@@ -130,7 +133,7 @@ def open_shard(path):
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Fetch or write it again") from error
 
 
-def read_weights(folder, kind, config):
+def read_weights(folder, kind, config, without_bias):
     """Our state dictionary, in float32, from theirs. Raises CheckpointError that names tensor, file or shape."""
     places = find_tensors(folder)
     if kind == "gpt2" and "wte.weight" in places:  # the hub's gpt2 is a bare GPT2Model, whose names lack the prefix
@@ -149,9 +152,9 @@ def read_weights(folder, kind, config):
             wanted = (rows, *shape[1:])
             if theirs in places:
                 part = take(shards[places[theirs]], theirs, places[theirs])
-                part = part.t() if is_transposed(name, kind) else part
-            elif name.endswith("bias"):
-                part = torch.zeros(wanted)  # Llama may have biases in one half only, and zeros add nothing
+                part = part.t() if is_transposed(name, kind) and part.dim() == 2 else part
+            elif name.endswith("bias") and any(half in name for half in without_bias):
+                part = torch.zeros(wanted)  # zeros add nothing
             else:
                 raise CheckpointError(f"{folder} has no tensor {theirs}, which config.json asks for")
             if part.shape != wanted:
@@ -160,8 +163,13 @@ def read_weights(folder, kind, config):
             unread.discard(theirs)
         state[name] = torch.cat(parts).contiguous()
     if config.tie_embeddings:
+        for name in unread & {"lm_head.weight", "transformer.lm_head.weight"}:
+            if not torch.equal(take(shards[places[name]], name, places[name]), state["wte.weight"]):
+                raise CheckpointError(
+                    f"{folder}: {name} differs from the token embedding, which config.json says it is tied to"
+                )
+            unread = unread - {name}
         state["lm_head.weight"] = state["wte.weight"]
-        unread -= {"lm_head.weight", "transformer.lm_head.weight"}
     if unread:
         raise CheckpointError(f"{folder} has tensors without a place here: {', '.join(sorted(unread)[:5])}")
     return state
@@ -170,6 +178,9 @@ def read_weights(folder, kind, config):
 def take(shard, name, path):
     try:
         bare = name if name in shard.keys() else name.removeprefix("transformer.")  # noqa: SIM118, no dictionary
-        return shard.get_tensor(bare).float()
+        tensor = shard.get_tensor(bare)
     except Exception as error:
         raise CheckpointError(f"{path}: the tensor {name} cannot be read: {error}") from error
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise CheckpointError(f"{path}: the tensor {name} is {tensor.dtype}; quantized weights cannot be read")
+    return tensor.float()

@@ -4,6 +4,7 @@ import json
 
 from checkpoint import CheckpointError
 from config import ConfigError
+from config.values import checked
 from model import ModelConfig
 
 KINDS = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama"}  # by config.json's model_type
@@ -55,7 +56,7 @@ def read_json(path):
 
 
 def read_config(folder):
-    """("gpt2" or "llama", ModelConfig) of config.json. Raises CheckpointError that names what is not supported."""
+    """("gpt2" or "llama", ModelConfig, halves_without_bias) of config.json. Raises CheckpointError: what is wrong."""
     path = folder / "config.json"
     given = read_json(path)
     kind = KINDS.get(str(given.get("model_type")))
@@ -70,8 +71,9 @@ def read_config(folder):
             named = ", ".join(f"{key}={value!r}" for key, value in refused.items())
             raise CheckpointError(f"{path} asks for what this program does not compute: {named}")
         fields = {ours: given[theirs] for theirs, ours in SIZES[kind].items()}
-        return kind, ModelConfig(**fields, **(gpt2_fields(given) if kind == "gpt2" else llama_fields(given)))
-    except (TypeError, ValueError, AttributeError) as error:
+        fields |= gpt2_fields(given) if kind == "gpt2" else llama_fields(given)
+        return kind, ModelConfig(**checked(ModelConfig, fields)), halves_without_bias(given, kind)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} cannot be used: {error}") from error
@@ -80,6 +82,8 @@ def read_config(folder):
 def unsupported(given, kind):
     """The keys of config.json, with their values, that would make other logits than this program's."""
     refused = {key: value for key, value in given.items() if key in FIXED and value != FIXED[key]}
+    if given["model_type"] == "mistral" and "sliding_window" not in given:
+        refused["sliding_window"] = "4096, which transformers takes where it is not given"
     known = {*FIXED, *READ, *HARMLESS, *SIZES[kind]}
     # A key that nobody knows does nothing while it is off.
     refused |= {key: value for key, value in given.items() if key not in known and value and not key.startswith("_")}
@@ -93,6 +97,14 @@ def unsupported(given, kind):
     if kind == "llama" and given.get("head_dim") not in (None, given["hidden_size"] // given["num_attention_heads"]):
         refused["head_dim"] = given["head_dim"]
     return refused
+
+
+def halves_without_bias(given, kind):
+    """Parts of the names of those layers that need have no bias where the ModelConfig has: Llama may have one half."""
+    if kind == "gpt2":
+        return ()
+    flags = {".attn.": given.get("attention_bias"), ".mlp.": given.get("mlp_bias")}
+    return tuple(part for part, flag in flags.items() if not flag)
 
 
 def gpt2_fields(given):
@@ -109,7 +121,7 @@ def llama_fields(given):
     rope = {"rope_theta": given.get("rope_theta"), **(given.get("rope_parameters") or {})}
     return {
         "position": "rope",
-        "rope_base": rope["rope_theta"] or 10_000.0,
+        "rope_base": rope.get("rope_theta") or 10_000.0,
         "n_kv_head": given.get("num_key_value_heads"),
         "norm": "rmsnorm",
         "norm_eps": given.get("rms_norm_eps", 1e-6),

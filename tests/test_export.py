@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: these tests need no network
@@ -138,6 +139,17 @@ def test_what_transformers_cannot_express_is_refused_by_name(workspace, refused,
     assert not Path("hf").exists()
 
 
+def test_a_full_disk_is_one_message_and_leaves_nothing(workspace, refused, monkeypatch):
+    """safetensors reports it as an error of its own kind: a traceback, and an empty folder."""
+    lively({"kind": "char", "chars": "abc"})
+
+    def full(*args):
+        raise safetensors.SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    assert "cannot write hf" in refused(export.main, "--out_dir=out", "--to=hf") and not Path("hf").exists()
+
+
 def test_mistakes_are_one_message_and_nothing_is_overwritten(workspace, refused):
     assert "to= names no folder" in refused(export.main, "--out_dir=out")
     assert "there is no checkpoint out" in refused(export.main, "--out_dir=out", "--to=hf")
@@ -146,6 +158,7 @@ def test_mistakes_are_one_message_and_nothing_is_overwritten(workspace, refused)
     Path("taken/config.json").write_text("mine")
     assert "taken already has config.json" in refused(export.main, "--out_dir=out", "--to=taken")
     assert [path.name for path in Path("taken").iterdir()] == ["config.json"]
+    assert "out already has best.pt" in refused(export.main, "--out_dir=out", "--to=out")
     Path("file").write_text("mine")
     assert "file" in refused(export.main, "--out_dir=out", "--to=file")
     assert Path("file").read_text() == "mine"

@@ -275,9 +275,9 @@ def test_a_repetition_penalty_counts_the_prompt_and_the_others_do_not():
     prompt = [3, 3, 4]
     plain = written(net, [prompt], 1).item()
     assert written(net, [[plain, *prompt]], 1).item() == plain  # or the next line would show nothing
-    assert written(net, [[plain, *prompt]], 1, Sampling(temperature=0, repetition_penalty=1e9)).item() != plain
-    assert written(net, [[plain, *prompt]], 1, Sampling(temperature=0, frequency_penalty=1e9)).item() == plain
-    reply = written(net, [prompt], 8, Sampling(temperature=0, presence_penalty=1e9))[0].tolist()
+    assert written(net, [[plain, *prompt]], 1, Sampling(temperature=0, repetition_penalty=100)).item() != plain
+    assert written(net, [[plain, *prompt]], 1, Sampling(temperature=0, frequency_penalty=100)).item() == plain
+    reply = written(net, [prompt], 8, Sampling(temperature=0, presence_penalty=100))[0].tolist()
     assert len(set(reply)) == 8  # after each token, never again the same
 
 

@@ -157,7 +157,19 @@ CONFIG_MISTAKES = [
     ({"vocab_size": 11}, r"model.embed_tokens.weight is \(10, 16\); config.json makes it \(11, 16\)"),
     ({"num_hidden_layers": 3}, "no tensor model.layers.2.input_layernorm.weight"),
     ({"num_hidden_layers": 1}, "tensors without a place here: model.layers.1"),
-    ({"attention_bias": 7, "rms_norm_eps": -1}, "norm_eps=-1 must be above 0"),
+    ({"rms_norm_eps": -1}, "norm_eps=-1.0 must be above 0"),
+    ({"rms_norm_eps": float("nan")}, "config.json is no JSON: NaN is no number"),
+    ({"attention_bias": True}, "no tensor model.layers.0.self_attn.q_proj.bias"),
+    ({"tie_word_embeddings": None}, "tie_embeddings=None expects True or False"),
+    ({"tie_word_embeddings": "x"}, "tie_embeddings='x' expects True or False"),
+    ({"num_attention_heads": 0}, "cannot be used"),
+    ({"num_attention_heads": True}, "no number for num_attention_heads"),
+    ({"num_hidden_layers": 2**31}, "2,147,483,648 layers; there are"),
+    ({"hidden_size": 2**40, "head_dim": None}, "no model can be so large|config.json makes it"),
+    ({"rope_parameters": [1]}, "cannot be used"),
+    ({"hidden_act": {"a": 1}}, "hidden_act={'a': 1}"),
+    ({"model_type": ["llama"]}, "model_type=.'llama'. is not supported"),
+    ({"model_type": "mistral"}, "sliding_window='4096, which transformers takes"),
 ]  # fmt: skip
 
 
@@ -166,6 +178,36 @@ def test_what_config_json_asks_for_and_is_not_there_is_refused_by_name(folder, r
     change(folder / "config.json", **values)
     message = refused(sample.main, "--init_from=hf", "--device=cpu")
     assert re.search(words, message), message
+
+
+def test_the_default_base_of_rope_may_be_left_out(folder):
+    change(folder / "config.json", rope_parameters={"rope_type": "default"})
+    assert weights.config_of(weights.load("hf")).rope_base == 10_000.0
+
+
+def test_a_head_that_is_not_the_embedding_is_not_dropped_in_silence(folder, refused):
+    tensors = load_file(folder / "model.safetensors")
+    tied = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(tied, folder / "model.safetensors")
+    weights.load("hf")
+    save_file({**tied, "lm_head.weight": tied["lm_head.weight"] + 1}, folder / "model.safetensors")
+    assert "lm_head.weight differs from the token embedding" in refused(sample.main, "--init_from=hf")
+
+
+def test_a_bias_that_is_missing_is_not_zero_in_silence(workspace, refused):
+    make_gpt2(1, 2, 8, 11, 16).save_pretrained("hf")
+    tensors = load_file("hf/model.safetensors")
+    del tensors["transformer.ln_f.bias"]
+    save_file(tensors, "hf/model.safetensors")
+    assert "no tensor transformer.ln_f.bias" in refused(sample.main, "--init_from=hf")
+
+
+def test_quantized_weights_are_refused(folder, refused):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {**tensors, "model.norm.weight": tensors["model.norm.weight"].to(torch.int8)}, folder / "model.safetensors"
+    )
+    assert "model.norm.weight is torch.int8; quantized" in refused(sample.main, "--init_from=hf")
 
 
 def test_gpt2s_own_variants_are_refused_by_name(workspace, refused):

@@ -88,6 +88,34 @@ def test_another_tokenizer_is_run_as_it_is(make):
 
 
 @pytest.mark.parametrize("make", [llama3_like, llama2_like])
+def test_what_transformers_cuts_and_pads_is_kept_whole(make):
+    """save_pretrained writes truncation and padding into tokenizer.json: 7,000 tokens became 64."""
+    plain, cutting = make(), make()
+    cutting.enable_truncation(3)
+    cutting.enable_padding(length=50)
+    text = "o menino viu a maçã e não comeu"
+    expected = load_tokenizer(spec_of(plain.to_str()))
+    tokenizer = load_tokenizer(spec_of(cutting.to_str()))
+    assert tokenizer.encode(text).tolist() == expected.encode(text).tolist()
+    assert tokenizer.prompt(text).tolist() == expected.prompt(text).tolist()
+
+
+def test_bpe_dropout_does_not_reach_the_data():
+    theirs = llama3_like()
+    theirs.model.dropout = 0.9
+    tokenizer = load_tokenizer(spec_of(theirs.to_str()))
+    assert len({tuple(tokenizer.encode(TEXT).tolist()) for _ in range(5)}) == 1
+
+
+def test_a_byte_level_tokenizer_with_a_blank_before_puts_none_before_a_piece():
+    theirs = llama3_like()
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = load_tokenizer(spec_of(theirs.to_str()))
+    assert decode(tokenizer, tokenizer.encode("menino")) == "menino"
+    assert decode(tokenizer, tokenizer.prompt("menino")[1:]) == " menino"
+
+
+@pytest.mark.parametrize("make", [llama3_like, llama2_like])
 def test_a_long_text_in_pieces_is_the_whole_text(make):
     """A tokenizer that puts a blank before each text must not put one before each piece."""
     tokenizer = load_tokenizer(spec_of(make().to_str()))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import checkpoint
+import prepare
 import sample
 import train
 import weights
@@ -161,7 +162,7 @@ def test_repeated_heads_of_keys_and_values_keep_the_function():
     model, report = weights.build(content_of(old), replace(old.config, n_kv_head=None))
     idx = torch.randint(14, (2, 16))
     torch.testing.assert_close(model.eval()(idx)[0], old(idx)[0], atol=1e-5, rtol=1e-5)
-    assert any("repeated to 4: h.*.attn.c_attn.bias, h.*.attn.c_attn.weight" in line for line in report)
+    assert any("repeated from 2 to 4: h.*.attn.c_attn.bias, h.*.attn.c_attn.weight" in line for line in report)
 
 
 def test_pooled_heads_are_the_means_of_their_groups():
@@ -190,8 +191,8 @@ def test_gpt2_becomes_modern_as_far_as_it_can_and_says_how():
     old = lively(ModelConfig(**SHAPE))
     model, report = weights.build(content_of(old), replace(old.config, **MODERN), seed=1)
     text = "\n".join(report)
-    for words in ("copied: .*wte.weight", "pooled to 2: .*c_attn.weight", "new: h.*.attn.k_norm.weight, ",
-                  "cut to 88 channels, as gate and as value: h.*.mlp.c_fc.weight", "cut to 88 channels: .*c_proj",
+    for words in ("copied: .*wte.weight", "pooled from 4 to 2: .*c_attn.weight", "new: h.*.attn.k_norm.weight, ",
+                  "88 of 128 channels kept, as gate and as value: h.*.mlp.c_fc.weight", "channels kept: .*c_proj",
                   r"dropped: .*c_attn.bias.*ln_1.bias.*wpe.weight"):  # fmt: skip
         assert re.search(words, text), text
     state, fc = model.state_dict(), old.state_dict()["h.1.mlp.c_fc.weight"]
@@ -205,7 +206,7 @@ def test_a_narrower_gate_keeps_the_beginning_of_both_halves():
     model, report = weights.build(content_of(old), replace(old.config, mlp_hidden=6))
     fc = old.state_dict()["h.0.mlp.c_fc.weight"]
     assert torch.equal(model.state_dict()["h.0.mlp.c_fc.weight"], torch.cat((fc[:6], fc[10:16])))
-    assert "cut to 6 channels: h.*.mlp.c_fc.bias, h.*.mlp.c_fc.weight, h.*.mlp.c_proj.weight" in report
+    assert "6 of 10 channels kept: h.*.mlp.c_fc.bias, h.*.mlp.c_fc.weight, h.*.mlp.c_proj.weight" in report
 
 
 def test_what_is_new_comes_from_the_seed_and_leaves_the_callers_dice_alone():
@@ -229,6 +230,57 @@ def test_what_nothing_can_be_taken_over_into_is_refused(changes, words):
         weights.check_architecture(content_of(GPT(old)), replace(old, **changes), resume=False)
 
 
+@pytest.mark.parametrize("old, new, words", [
+    ({"mlp": "swiglu"}, {"mlp": "gelu", "mlp_hidden": 100}, "88 of 88 channels kept, 12 new of the gate, no value: "),
+    ({}, {"mlp_hidden": 200}, "128 of 128 channels kept, 72 new: h.*.mlp.c_fc.bias"),
+    ({"n_head": 8, "n_kv_head": 8}, {"n_kv_head": 2}, "pooled from 8 to 2"),
+    ({"n_head": 12, "n_embd": 48, "n_kv_head": 6}, {"n_kv_head": 4}, "mixed from 6 to 4"),
+    ({"tie_embeddings": False}, {"tie_embeddings": True}, "dropped: lm_head.weight"),
+])  # fmt: skip
+def test_the_report_is_true(old, new, words):
+    model = lively(ModelConfig(**{**SHAPE, **old}))
+    adapted, report = weights.build(content_of(model), replace(model.config, **new))
+    assert any(line.startswith(words) or words in line for line in report), report
+    assert torch.equal(adapted.wte.weight, model.wte.weight)  # and not the head's, where both become one
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    model = lively(ModelConfig(**SHAPE))
+    content = content_of(model)
+    content["model"]["h.1.mlp.c_fc.weight"][3, 4] = torch.nan
+    with pytest.raises(CheckpointError, match=r"no numbers .*h\.1\.mlp\.c_fc\.weight"):
+        weights.build(content)
+
+
+@pytest.mark.parametrize("change", [{"step": "1"}, {"val_loss": None}, {"model_config": []}, {"train_config": 3},
+                                    {"model_config": {"n_layer": [2]}}, {"model_config": {"n_head": None}},
+                                    {"model_config": {"norm_eps": float("nan")}},
+                                    {"model": {"wte.weight": 1}}])  # fmt: skip
+def test_wrong_types_in_a_checkpoint_are_one_message(tiny, run, refused, change):
+    train.main(run(max_iters=1))
+    content = torch.load("out/best.pt", weights_only=True)
+    merged = {k: {**content[k], **v} if isinstance(v, dict) else v for k, v in change.items()}
+    torch.save({**content, **merged}, "out/best.pt")
+    assert "out/best.pt" in refused(sample.main, "--out_dir=out").replace("\\", "/")
+
+
+def test_another_texts_characters_are_not_nanogpts(nanogpt, refused):
+    Path("other.txt").write_text("abcabc" * 300, encoding="utf-8")
+    prepare.main(["tiny", "--input=other.txt"])
+    assert "has 14 characters and" in refused(sample.main, "--out_dir=nano")
+
+
+@pytest.mark.parametrize("source, words", [
+    ("", "init_from= is empty"), ("hf/config.json", "give its folder: hf"),
+    ("empty", "the folder empty has no best.pt"),
+])  # fmt: skip
+def test_what_is_no_model_is_named(workspace, refused, source, words):
+    Path("hf").mkdir()
+    Path("empty").mkdir()
+    Path("hf/config.json").write_text("{}")
+    assert words in refused(sample.main, f"--init_from={source}")
+
+
 def test_fine_tuning_into_a_modern_model_reports_the_loss_before(tiny, run, capsys):
     train.main(run(max_iters=30, lr_decay_iters=30))
     best = checkpoint.load("out/best.pt")["val_loss"]
@@ -237,7 +289,7 @@ def test_fine_tuning_into_a_modern_model_reports_the_loss_before(tiny, run, caps
     train.main([*arguments, "--init_from=out", "--position=rope", "--norm=rmsnorm", "--mlp=swiglu", "--n_kv_head=1"])
     out = capsys.readouterr().out
     assert f"validation loss of the weights as they were: {best:.4f}" in out
-    assert "heads of keys and values pooled to 1: h.*.attn.c_attn.weight" in out
+    assert "heads of keys and values pooled from 2 to 1: h.*.attn.c_attn.weight" in out
     config = checkpoint.load("modern/latest.pt")["model_config"]
     assert (config["position"], config["n_kv_head"]) == ("rope", 1)
     sample.main(["--out_dir=modern", "--device=cpu", "--max_new_tokens=40", "--start=o"])
