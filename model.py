@@ -171,7 +171,7 @@ class KVCache:
 
         `mask` then says what they see, (B, 1, T, L): 0 where the slot's token is not later, -inf where it is.
         """
-        numbers = self.seen + torch.arange(T, device=self.seen.device)  # (T,)
+        numbers = self.seen if T == 1 else self.seen + torch.arange(T, device=self.seen.device)  # (T,)
         positions = numbers - self.padding  # (B, T)
         if T > 1:  # padding stands before the prompt alone
             positions = positions.masked_fill(positions < 0, self.FAR)

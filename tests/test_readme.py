@@ -80,7 +80,8 @@ def test_every_link_leads_somewhere():
 
 
 def test_nothing_is_left_to_fill_in():
-    assert "@@" not in README.read_text(encoding="utf-8")
+    for path in (README, *(ROOT / "docs").glob("*.md")):
+        assert "@@" not in path.read_text(encoding="utf-8"), path
 
 
 def test_requirements_pin_exactly_the_five_packages():
