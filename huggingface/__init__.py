@@ -41,7 +41,7 @@ def download(name):
     try:
         paths = [hub.hf_hub_download(HUB[name], file) for file in FILES]
     except Exception as error:  # its own kinds, requests' and the system's
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
             f"cannot fetch {HUB[name]} ({reason}). Connect to the network, or fetch {', '.join(FILES)} elsewhere and "
             "give their folder: --init_from=FOLDER"
