@@ -21,7 +21,6 @@ import weights
 from checkpoint import CheckpointError
 from config import ConfigError
 from data import DataError, replacing
-from data.tokenizer import END_OF_TEXT
 from huggingface import extra, is_transposed, rows_of, shapes, their_names
 from huggingface.config_json import CLASSES, architecture, config_json
 
@@ -63,12 +62,12 @@ def export(source, folder):
     safetensors, text = extra("safetensors").torch, tokenizer.json()
     model, _ = weights.build(content)
     c, N = model.config, tokenizer.vocab_size
-    end = tokenizer.encode(tokenizer.separator).tolist() if tokenizer.separator == END_OF_TEXT else []
-    end = end[0] if len(end) == 1 else None
+    mark = tokenizer.separator  # between documents; two line ends where the tokenizer has no token for it
+    end = tokenizer.encode(mark).tolist()[0] if mark.strip() else None
     drawing = {"do_sample": True, "temperature": 0.8, "top_k": 200, "bos_token_id": end, "eos_token_id": end}
     drawing |= {"pad_token_id": end, "suppress_tokens": list(range(N, c.vocab_size)) or None}  # the padding's ids
     reading = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    reading |= {"model_max_length": c.block_size} | ({} if end is None else {"eos_token": END_OF_TEXT})
+    reading |= {"model_max_length": c.block_size} | ({} if end is None else {"eos_token": mark})
     files = {
         "model.safetensors": lambda path: safetensors.save_file(tensors(kind, model), path, {"format": "pt"}),
         "tokenizer.json": lambda path: path.write_text(text, encoding="utf-8"),

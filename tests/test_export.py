@@ -20,6 +20,7 @@ import weights
 from data.tokenizer import load_tokenizer, read_spec
 from model import GPT, ModelConfig
 from tests.test_tokenizer import gpt2_or_skip
+from tests.test_tokenizer_json import llama2_like
 
 LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "rope_base": 500.0, "norm_eps": 1e-6}
 ARCHITECTURES = {
@@ -98,6 +99,16 @@ def test_in_out_and_in_again_is_the_same_bit_for_bit(spec, name):
         assert file.read_bytes() == Path("second", file.name).read_bytes(), file.name
     original = checkpoint.load("out/best.pt")["model"]
     assert all(torch.equal(first["model"][key], tensor) for key, tensor in original.items())
+
+
+def test_a_foreign_tokenizer_travels_with_its_marks(workspace):
+    text = llama2_like().to_str()
+    lively({"kind": "huggingface", "json": text})
+    export.main(["--out_dir=out", "--to=hf"])
+    theirs, their_tokenizer = load_with_transformers("hf")
+    assert Path("hf/tokenizer.json").read_text(encoding="utf-8") == text
+    assert their_tokenizer.eos_token == "</s>" and theirs.config.eos_token_id == their_tokenizer.eos_token_id == 2
+    assert their_tokenizer("o menino")["input_ids"] == load_tokenizer(read_spec("hf")).prompt("o menino").tolist()
 
 
 def test_what_was_exported_trains_on(tiny, run, capsys):
