@@ -57,7 +57,7 @@ def load(path, needed=TO_SPEAK):
             content = {"format": FORMAT, **from_nanogpt(content, path)}
         except CheckpointError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not quite nanoGPT's: {type(error).__name__} {error}") from error
     missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:

@@ -37,7 +37,7 @@ class ExportConfig:
             raise ValueError(f"to={self.to or ''} names no folder to write: python export.py --out_dir=OUT --to=FOLDER")
 
 
-def tensors(kind, model):
+def tensors(kind, model, source):
     """{Hugging Face's name: tensor} of all parameters."""
     result = {}
     for name, parameter in model.named_parameters():
@@ -45,7 +45,7 @@ def tensors(kind, model):
         for theirs, part in zip(their_names(name, kind), parts, strict=True):
             result[theirs] = (part.t() if is_transposed(name, kind) else part).contiguous()
     if kind == "gpt2":  # always has biases; where there are none here, zeros add nothing
-        for name, shape in shapes(replace(model.config, bias=True)).items():
+        for name, shape in shapes(replace(model.config, bias=True), source).items():
             result.setdefault(their_names(name, kind)[0], torch.zeros(shape))
     return dict(sorted(result.items()))
 
@@ -69,7 +69,7 @@ def export(source, folder):
     reading = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     reading |= {"model_max_length": c.block_size} | ({} if end is None else {"eos_token": mark})
     files = {
-        "model.safetensors": lambda path: safetensors.save_file(tensors(kind, model), path, {"format": "pt"}),
+        "model.safetensors": lambda path: safetensors.save_file(tensors(kind, model, source), path, {"format": "pt"}),
         "tokenizer.json": lambda path: path.write_text(text, encoding="utf-8"),
         "tokenizer_config.json": lambda path: write_json(path, reading),
         "generation_config.json": lambda path: write_json(path, drawing),

@@ -95,6 +95,19 @@ def check_tokenizer(content, spec, dataset):
     raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
 
 
+def check_shapes(content, config):
+    """Raise CheckpointError where the weights are not those of the config, before a model of its size is built."""
+    misfit = f"{content['path']}: the weights and model_config do not fit: "
+    if f"h.{config.n_layer - 1}.ln_1.weight" not in content["model"]:
+        raise CheckpointError(f"{misfit}there are fewer than n_layer={config.n_layer} layers")
+    for name, shape in huggingface.shapes(config, content["path"]).items():
+        found = getattr(content["model"].get(name), "shape", None)
+        if found != shape:
+            raise CheckpointError(
+                f"{misfit}{name} has the shape {found and tuple(found)}, and should have {tuple(shape)}"
+            )
+
+
 def build(content, wanted=None, seed=0):
     """(model, report): a GPT of the ModelConfig `wanted` (None: the content's own) with the loaded weights.
 
@@ -103,6 +116,7 @@ def build(content, wanted=None, seed=0):
     """
     old = config_of(content)
     wanted = old if wanted is None else replace(wanted, vocab_size=old.vocab_size)
+    check_shapes(content, old)
     with torch.random.fork_rng(devices=[]):  # whoever calls keeps the dice that they have
         torch.manual_seed(seed)
         model = GPT(wanted)

@@ -97,13 +97,16 @@ def rows_of(name, shape, config):
     return [shape[0]]
 
 
-def shapes(config):
-    """{name: shape} of the parameters that a model of this config has; a tied one under its first name."""
+def shapes(config, source):
+    """{name: shape} of the parameters that a model of this config has; a tied one under its first name.
+
+    Raises CheckpointError, which names `source`, for sizes that no model can have.
+    """
     try:
         with torch.device("meta"):
             return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
     except (RuntimeError, TypeError) as error:  # sizes whose product no number of 64 bits holds
-        raise CheckpointError(f"no model can be so large: {error}") from error
+        raise CheckpointError(f"{source}: no model can be so large: {error}") from error
 
 
 def find_tensors(folder):
@@ -146,7 +149,7 @@ def read_weights(folder, kind, config, without_bias):
     no_weights = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # causal masks and frequencies
     unread = {name for name in places if not name.endswith(no_weights)}
     state = {}
-    for name, shape in shapes(config).items():
+    for name, shape in shapes(config, folder).items():
         parts = []
         for theirs, rows in zip(their_names(name, kind), rows_of(name, shape, config), strict=True):
             wanted = (rows, *shape[1:])

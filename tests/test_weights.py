@@ -129,7 +129,8 @@ def test_nanogpts_tokens_are_gpt2s_by_their_number(workspace):
     assert content["tokenizer"] == {"kind": "gpt2"} and "taken for GPT-2's" in content["notes"][0]
 
 
-@pytest.mark.parametrize("change", [{"model_args": {}}, {"model_args": None}, {"model": None}, {"config": None}])
+@pytest.mark.parametrize("change", [{"model_args": {}}, {"model_args": None}, {"model": None}, {"config": None},
+                                    {"model_args": {**SHAPE, "vocab_size": torch.zeros(3)}}])  # fmt: skip
 def test_a_damaged_nanogpt_checkpoint_is_one_message(nanogpt, refused, change):
     torch.save({**torch.load("nano/ckpt.pt", weights_only=True), **change}, "nano/ckpt.pt")
     assert "nano/ckpt.pt" in refused(sample.main, "--out_dir=nano").replace("\\", "/")
@@ -255,7 +256,8 @@ def test_weights_that_are_no_numbers_are_refused():
 @pytest.mark.parametrize("change", [{"step": "1"}, {"val_loss": None}, {"model_config": []}, {"train_config": 3},
                                     {"model_config": {"n_layer": [2]}}, {"model_config": {"n_head": None}},
                                     {"model_config": {"norm_eps": float("nan")}},
-                                    {"model": {"wte.weight": 1}}])  # fmt: skip
+                                    {"model": {"wte.weight": 1}}, {"model_config": {"n_embd": 2**31}},
+                                    {"model_config": {"n_layer": 2**31}}])  # fmt: skip
 def test_wrong_types_in_a_checkpoint_are_one_message(tiny, run, refused, change):
     train.main(run(max_iters=1))
     content = torch.load("out/best.pt", weights_only=True)
