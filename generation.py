@@ -47,9 +47,6 @@ class Sampling:
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
 
-GREEDY = Sampling(temperature=0.0)
-
-
 def penalize(logits, sampling, prompt, reply):
     """Logits (B, V) made less likely by what was there; prompt, reply: how often each token was, (B, V).
 
@@ -141,9 +138,8 @@ class Decoder:
 
     def compiled_step(self):
         step = torch.compile(lambda idx: self.model(idx, cache=self.cache)[0], dynamic=False)  # all have these shapes
-        with (
-            torch.no_grad()
-        ):  # inference_mode is for eager torch: compiling inside it ends in an internal error of 2.13
+        # Not in inference_mode, as the eager step is: compiling inside it ends in an internal error of torch 2.13.
+        with torch.no_grad():
             step(torch.zeros((self.batch_size, 1), dtype=torch.long, device=self.model.wte.weight.device))
         return step
 

@@ -53,7 +53,7 @@ class SampleConfig:
         ]
         if not -(2**63) <= self.seed < 2**63:
             problems.append(f"seed={self.seed} must lie between -2**63 and 2**63")
-        if any("\ud800" <= c <= "\udfff" for text in self.stop for c in text):
+        if not all(map(is_utf8, self.stop)):
             problems.append("stop= is not UTF-8 in this locale")
         if self.interactive and len(self.start) > 1:
             problems.append("start= is given several times; a conversation begins with one text")
@@ -65,10 +65,15 @@ class SampleConfig:
             raise ValueError("\n".join(problems))
 
 
+def is_utf8(text):
+    """Whether a text from the command line has no bytes that the locale could not decode, lone surrogates in Python."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def read_start(start):
     """The start's text, or the text of the file that it names. Raises DataError."""
     if not start.startswith("FILE:"):
-        if not start.isascii() and any("\ud800" <= c <= "\udfff" for c in start):  # bytes that the locale cannot decode
+        if not is_utf8(start):
             raise DataError("the start is not UTF-8; write it into a file and use --start=FILE:path")
         return start
     path = Path(start.removeprefix("FILE:"))

@@ -247,12 +247,12 @@ class Trainer:
 
     def evaluate_original(self, content):
         """Say the loss of weights as they were before they were adapted to another architecture."""
-        original, _ = weights.build(content)
-        if original.config.block_size >= self.bare.config.block_size:
-            loss = self.evaluate(original.to(self.device).eval())["val"]
-            self.log.say(f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0")
-        else:
+        if weights.config_of(content).block_size < self.bare.config.block_size:
             self.log.say("the weights as they were cannot read so long a context: no loss of before")
+            return
+        original, _ = weights.build(content)
+        loss = self.evaluate(original.to(self.device).eval())["val"]
+        self.log.say(f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0")
 
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""

@@ -129,8 +129,10 @@ def build(content, wanted=None, seed=0):
         raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {error}") from error
     if replace(wanted, dropout=0.0, block_size=1) != replace(old, dropout=0.0, block_size=1):
         return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items()]
-    if odd := [name for fate in ("new", "dropped") for name in fates.get(fate, [])]:
-        raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {', '.join(odd)}")
+    if "dropped" in fates:
+        raise CheckpointError(
+            f"{content['path']}: the weights and model_config do not fit: {', '.join(fates['dropped'])}"
+        )
     return model, []
 
 
@@ -143,10 +145,14 @@ def adapt(model, state, old):
     fates, parameters = {}, dict(model.named_parameters())  # which names a tied matrix once, as wte.weight
     for name, fresh in parameters.items():
         fate = fit(name, state[name], fresh, old, model.config) if name in state else "new"
-        fates.setdefault(fate, {})[re.sub(r"h\.\d+\.", "h.*.", name)] = None  # a dictionary as an ordered set
+        fates.setdefault(fate, set()).add(of_all_blocks(name))
     for name in state.keys() - parameters.keys() - ({"lm_head.weight"} if old.tie_embeddings else set()):
-        fates.setdefault("dropped", {})[re.sub(r"h\.\d+\.", "h.*.", name)] = None
+        fates.setdefault("dropped", set()).add(of_all_blocks(name))
     return {fate: sorted(names) for fate, names in fates.items()}
+
+
+def of_all_blocks(name):
+    return re.sub(r"h\.\d+\.", "h.*.", name)
 
 
 def fit(name, tensor, fresh, old, new):

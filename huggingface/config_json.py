@@ -73,9 +73,9 @@ def read_config(folder):
         fields = {ours: given[theirs] for theirs, ours in SIZES[kind].items()}
         fields |= gpt2_fields(given) if kind == "gpt2" else llama_fields(given)
         return kind, ModelConfig(**checked(ModelConfig, fields)), halves_without_bias(given, kind)
+    except CheckpointError:
+        raise
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 

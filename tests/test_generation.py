@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from data.tokenizer import CharTokenizer, train_bpe
-from generation import GREEDY, Decoder, Sampling, TextStream, generate, next_token, penalize
+from generation import Decoder, Sampling, TextStream, generate, next_token, penalize
 from model import GPT, ModelConfig
 
 
@@ -74,6 +74,7 @@ def test_penalties_are_those_of_their_sources():
     assert presence.tolist() == [[2.0, -1.0, 1.5, -1.5, 0.5]]
 
 
+GREEDY = Sampling(temperature=0.0)
 MODERN = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 2, "qk_norm": True,
           "logit_softcap": 5.0, "tie_embeddings": False}  # fmt: skip
 ARCHITECTURES = {
