@@ -129,12 +129,14 @@ def find(path):
     raise CheckpointError(f"there is no checkpoint {path}. A run writes one: python train.py CONFIG --out_dir={folder}")
 
 
-def restore_optimizer(optimizer, state):
-    """Load the optimizer's memory, and leave its hyperparameters as they are now: load_state_dict brings both back."""
-    now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, options in zip(optimizer.param_groups, now, strict=True):
-        group.update(options)
+def restore_optimizers(optimizers, states):
+    """Load their memory, and leave the hyperparameters as they are now: load_state_dict brings both back."""
+    states = [states] if isinstance(states, dict) else states  # of a run before Muon was there
+    for optimizer, state in zip(optimizers, states, strict=True):
+        now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, options in zip(optimizer.param_groups, now, strict=True):
+            group.update(options)
 
 
 def generator_states(device):

@@ -9,8 +9,8 @@ Sources: GPT-2 (Language Models are Unsupervised Multitask Learners, 2019), Llam
 GELU (1606.08415), tied embeddings (1608.05859); others stand where they are used.
 """
 
-import contextlib
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -45,6 +45,7 @@ class ModelConfig:
     mlp: Annotated[Literal["gelu", "gelu_exact", "swiglu", "relu2"], "between the MLP's linear layers"] = "gelu"
     mlp_hidden: Annotated[int | None, "channels there; None: 4 n_embd, for swiglu 8/3 n_embd"] = None
     qk_norm: Annotated[bool, "normalize queries and keys, so that attention cannot grow too sharp"] = False
+    embedding_std: Annotated[float, "of the tokens' embedding at the start; Muon learns faster from 0.3"] = 0.02
     tie_embeddings: Annotated[bool, "one matrix reads tokens and scores them"] = True
     logit_softcap: Annotated[float, "bend logits so that none is beyond this; Gemma 2 has 30; 0: no cap"] = 0.0
 
@@ -68,14 +69,14 @@ class ModelConfig:
         problems += [f"{k}={values[k]} must be above 0" for k in ("rope_base", "norm_eps") if values[k] <= 0]
         choices = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ACTIVATIONS}
         problems += [f"{k}={values[k]} is none of {', '.join(c)}" for k, c in choices.items() if values[k] not in c]
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout={self.dropout} must be at least 0 and below 1")
-        problems += [f"logit_softcap={self.logit_softcap} must be at least 0"] if self.logit_softcap < 0 else []
+        problems += [f"{k}={values[k]} must be at least 0" for k in ("embedding_std", "logit_softcap") if values[k] < 0]
+        problems += [] if 0 <= self.dropout < 1 else [f"dropout={self.dropout} must be at least 0 and below 1"]
         if self.n_head > 0 and self.n_embd % self.n_head:
             below = self.n_embd - self.n_embd % self.n_head
             near = f"{below} or {below + self.n_head}" if below > 0 else self.n_head
-            start = f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}"
-            problems.append(f"{start}; the nearest n_embd is {near}")
+            problems += [
+                f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}; the nearest n_embd is {near}"
+            ]
         elif self.n_head > 0 and self.position == "rope" and self.head_size % 2:
             problems.append(f"position=rope turns pairs of channels: n_embd/n_head={self.head_size} must be even")
         if self.n_head > 0 and self.kv_heads > 0 and self.n_head % self.kv_heads:
@@ -144,8 +145,8 @@ def rotate(x, turn):
 class KVCache:
     """Keys and values of the tokens so far: a new token then costs one pass of itself, O(T), not of all, O(T^2).
 
-    Preallocated for each layer as (B, nkv, L, hs), and a ring: token number n lies in slot n % L, so that past L
-    tokens each sees the last L. Rows shorter than the longest are padded on the left.
+    Preallocated for each layer as (B, nkv, L, hs), and a ring: token n lies in slot n % L, so that past L tokens each
+    sees the last L. Rows shorter than the longest are padded on the left.
     """
 
     FAR = 2**30  # the position of padding and of empty slots: later than every token, so that none sees it
@@ -189,13 +190,28 @@ class KVCache:
         return self.keys[layer], self.values[layer]
 
 
+def attention(q, k, v, mask, dropout):
+    """softmax(q kᵀ / √hs + mask) v; without a mask no token sees a later one. q (B, nh, T, hs), k, v (B, nkv, ...).
+
+    Written out in training on the CPU, where torch's kernel is slow (docs/SPEED.md), as long as T x T weights are few.
+    """
+    B, nh, T, hs = q.shape
+    if mask is not None or not q.is_cpu or T > 256:
+        grouped = k.shape[1] < nh
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
+    q = q.reshape(B * k.shape[1], -1, hs)  # (B nkv, nh/nkv T, hs): queries that share keys, one head below the other
+    k, v = k.reshape(-1, T, hs), v.reshape(-1, T, hs)  # (B nkv, T, hs)
+    later = q.new_full((T, T), -torch.inf).triu(1).repeat(q.shape[1] // T, 1)  # (nh/nkv T, T)
+    weights = torch.baddbmm(later, q, k.mT, alpha=hs**-0.5).softmax(dim=-1)  # (B nkv, nh/nkv T, T)
+    return (F.dropout(weights, dropout) if dropout else weights).bmm(v).view(B, nh, T, hs)
+
+
 class Attention(nn.Module):
     """Causal self-attention over all heads at once, with GQA (2305.13245) where nkv < nh. (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.attn_dropout = layer, config.dropout
-        self.head_size, self.grouped = config.head_size, config.kv_heads < config.n_head
+        self.layer, self.attn_dropout, self.head_size = layer, config.dropout, config.head_size
         self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # of queries, keys, values
         self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias)  # one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -212,8 +228,9 @@ class Attention(nn.Module):
         mask, dropout = None, self.attn_dropout if self.training else 0.0
         if cache is not None:
             mask, (k, v) = cache.mask, cache.update(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=self.grouped)
-        y = y.transpose(1, 2).reshape(B, T, C)  # (B, nh, T, hs) -> (B, T, C): the heads side by side
+        y = (
+            attention(q, k, v, mask, dropout).transpose(1, 2).reshape(B, T, C)
+        )  # (B, nh, T, hs) -> (B, T, C): the heads side by side
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -244,8 +261,7 @@ class Block(nn.Module):
 
     def forward(self, x, turn, cache):
         x = x + self.attn(self.ln_1(x), turn, cache)
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
@@ -253,7 +269,8 @@ class GPT(nn.Module):
 
     | parameter                      | initial value                                                    |
     |--------------------------------|------------------------------------------------------------------|
-    | embeddings, linear weights     | normal, std 0.02                                                 |
+    | wte                            | normal, std embedding_std                                        |
+    | wpe, other linear weights      | normal, std 0.02                                                 |
     | c_proj of attention and MLP    | normal, std 0.02 / sqrt(2 * n_layer): 2 * n_layer of them add up |
     | biases; norm biases, weights   | 0; 0, 1                                                          |
     """
@@ -280,7 +297,7 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
             elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=self.config.embedding_std if name == "wte.weight" else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -291,8 +308,7 @@ class GPT(nn.Module):
         Without: the last position's logits alone, (B, 1, V), and None. With a cache, idx goes on after its tokens.
         Raises ValueError when T exceeds block_size.
         """
-        T = idx.shape[1]
-        if T > self.config.block_size:  # noqa: SIM300, T is the shape's letter and no constant
+        if (T := idx.shape[1]) > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
         positions = torch.arange(T, device=idx.device) if cache is None else cache.advance(T)  # (T,) or (B, T)
         x, turn = self.wte(idx), None  # (B, T, C)
@@ -314,8 +330,7 @@ class GPT(nn.Module):
         return KVCache(self.config, batch_size, length, self.wte.weight)
 
     def parameter_count(self):
-        """Number of parameters; a tied embedding counts once."""
-        return sum(p.numel() for p in self.parameters())
+        return sum(p.numel() for p in self.parameters())  # a tied embedding is one
 
     def flops_per_token(self):
         """FLOPs of forward and backward per token of a full context: 6N + 12·L·H·Q·T (PaLM, 2204.02311, appendix B).
@@ -334,12 +349,9 @@ def pick_device(name="auto", local_rank=0, local_world_size=1):
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
+    if not re.fullmatch(r"(cpu|cuda|mps)(:\d{1,2})?", name):
         raise DeviceError(f"device={name} is unknown; choose auto, cpu, cuda, cuda:1 or mps")
+    device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device=mps is not there: it needs a Mac with Apple silicon; try --device=auto")
     if device.type == "cuda":
@@ -353,34 +365,22 @@ def pick_device(name="auto", local_rank=0, local_world_size=1):
     return device
 
 
-def pick_dtype(name, device):
-    """The torch.dtype of a name; "auto" is bfloat16 where CUDA has it in hardware, float16 on older CUDA, else float32.
+def pick_dtype(name, device, training=False):
+    """The torch.dtype of a name; "auto" is bfloat16 where the hardware has it, else float16 on CUDA, else float32.
 
-    Compute capability 8.0 is the test: torch.cuda.is_bf16_supported() also says yes to emulation, which is slow.
-    Raises DeviceError for a format that the device has not got.
+    CUDA has it from compute capability 8.0 on: torch.cuda.is_bf16_supported() also says yes to emulation, which is
+    slow. On the CPU it pays in training alone (docs/SPEED.md). Raises DeviceError for what the device has not got.
     """
-    native_bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+    cuda, cpu = device.type == "cuda", training and device.type == "cpu" and torch.cpu.get_capabilities()
+    native_bf16 = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
+    native_bf16 = native_bf16 or (cpu and (cpu.get("avx512_bf16") or cpu.get("amx_bf16")))
     if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if native_bf16 else torch.float16
-    if name == "bfloat16" and not native_bf16:
+        return torch.bfloat16 if native_bf16 else torch.float16 if cuda else torch.float32
+    if name == "bfloat16" and cuda and not native_bf16:
         raise DeviceError("dtype=bfloat16 needs a GPU of compute capability 8.0 or more; use --dtype=float16")
     if name == "float16" and device.type == "mps":
         raise DeviceError("dtype=float16 needs a gradient scaler, which MPS has not; use --dtype=bfloat16 or float32")
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-@contextlib.contextmanager
-def memory_guard(advice):
-    """Turns running out of memory, on a GPU or the CPU, into a DeviceError that says what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        first_line = str(error).partition("\n")[0]
-        raise DeviceError(f"out of memory: {advice}. The first line of the report: {first_line}") from error
+    return getattr(torch, name)
 
 
 def compile_model(model, trial):

@@ -22,7 +22,8 @@ import weights
 from checkpoint import CheckpointError
 from data import DataError
 from generation import Decoder, Sampling, TextStream, generate
-from model import DeviceError, memory_guard, pick_device, pick_dtype
+from memory import memory_guard
+from model import DeviceError, pick_device, pick_dtype
 
 DEFAULT_START = ("\n",)
 

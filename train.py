@@ -29,7 +29,9 @@ from data.tokenizer import decode
 from distributed import Ranks, leave_together
 from generation import Decoder, Sampling, generate
 from log import RunLog, peak_flops
-from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, memory_guard, pick_device, pick_dtype
+from memory import keep_freed_memory, memory_guard
+from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
+from optimizer import learning_rate, make_optimizers
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
 
@@ -55,15 +57,18 @@ class TrainConfig:
     dataset: Annotated[str, "folder in data/, written by prepare.py"] = "openwebtext"
     gradient_accumulation_steps: Annotated[int, "micro-batches in a step, over all GPUs together"] = 40
     batch_size: Annotated[int, "sequences in a micro-batch"] = 12
+    optimizer: Annotated[Literal["adamw", "muon"], "muon: for the blocks' matrices, adamw for the rest"] = "adamw"
     learning_rate: Annotated[float, "the peak, reached after the warmup"] = 6e-4
+    muon_lr: Annotated[float, "Muon's peak; it rises and falls with learning_rate"] = 0.02
     max_iters: Annotated[int, "steps to train"] = 600_000
-    weight_decay: Annotated[float, "AdamW multiplies matrices by 1 - lr * this at each step"] = 0.1
-    beta1: Annotated[float, "AdamW's memory of the gradient"] = 0.9
+    weight_decay: Annotated[float, "matrices are multiplied by 1 - lr * this at each step"] = 0.1
+    beta1: Annotated[float, "memory of the gradient"] = 0.9
     beta2: Annotated[float, "AdamW's memory of its square; 0.99 where a step has few tokens"] = 0.95
     grad_clip: Annotated[float, "longest gradient that passes unshortened; 0: no limit"] = 1.0
     decay_lr: Annotated[bool, "warm up and decay the learning rate; False: constant"] = True
     warmup_iters: Annotated[int, "steps of linear warmup"] = 2000
-    lr_decay_iters: Annotated[int, "step at which the cosine reaches min_lr; usually max_iters"] = 600_000
+    lr_decay_iters: Annotated[int, "step at which the decay reaches min_lr; usually max_iters"] = 600_000
+    cooldown_iters: Annotated[int, "decay in a line over so many last steps, constant before; 0: a cosine"] = 0
     min_lr: Annotated[float, "learning rate at the end; usually a tenth of the peak"] = 6e-5
     backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "of DDP; auto: nccl on CUDA, gloo elsewhere"] = "auto"
     device: Annotated[str, "auto: cuda, else mps, else cpu; or one of them, or cuda:1"] = "auto"
@@ -72,9 +77,10 @@ class TrainConfig:
     seed: Annotated[int, "of the weights, the batches and the dropout"] = 1337
 
     def __post_init__(self):
+        counts = ("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "cooldown_iters", "seed")
+        rates = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2")
         lowest = dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
-        lowest |= dict.fromkeys(("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "seed"), 0)
-        lowest |= dict.fromkeys(("learning_rate", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2"), 0)
+        lowest |= dict.fromkeys(counts + rates, 0)
         problems = [f"{k}={vars(self)[k]} must be at least {low}" for k, low in lowest.items() if vars(self)[k] < low]
         problems += [f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1]
         if self.seed >= 2**63:
@@ -88,27 +94,6 @@ class TrainConfig:
         return self.gradient_accumulation_steps * self.batch_size * block_size
 
 
-def learning_rate(step, options):
-    """The learning rate of a step: linear warmup, cosine to min_lr (SGDR, 1608.03983), then min_lr."""
-    if not options.decay_lr:
-        return options.learning_rate
-    if step < options.warmup_iters:  # 1) warmup; the first step already moves
-        return options.learning_rate * (step + 1) / (options.warmup_iters + 1)
-    if step >= options.lr_decay_iters:  # 2) after the decay
-        return options.min_lr
-    progress = (step - options.warmup_iters) / (options.lr_decay_iters - options.warmup_iters)  # 3) in between
-    return options.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (options.learning_rate - options.min_lr)
-
-
-def make_optimizer(model, options, device):
-    """AdamW (1711.05101), decay on matrices alone: to pull a bias or a norm's weight to zero regularizes nothing."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    fused = device.type in ("cpu", "cuda", "mps")  # one kernel for all parameters
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=fused)
-
-
 class Trainer:
     """One run: its parts, and its methods in the order in which the loop calls them."""
 
@@ -116,7 +101,7 @@ class Trainer:
         self.options, self.dataset, self.ranks, self.device, self.log = options, dataset, ranks, device, log
         self.bare = model.to(device)  # what is saved and evaluated; self.model may be wrapped
         self.micro_steps, self.rows = ranks.share(options.gradient_accumulation_steps, options.batch_size)
-        self.optimizer = make_optimizer(model, options, device)
+        self.optimizers = make_optimizers(model, options, device, dtype)
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
@@ -175,8 +160,8 @@ class Trainer:
     def train_step(self):
         """One optimizer step over all micro-batches, and every log_interval steps its line in the log."""
         lr = learning_rate(self.step, self.options)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = lr * group["lr_scale"]
         loss = torch.zeros((), device=self.device)  # mean over this rank's micro-batches
         for micro_step in range(self.micro_steps):
             # Gradients travel between ranks once per step, with the last micro-batch.
@@ -185,11 +170,13 @@ class Trainer:
                 loss += self.backward(*self.batch(micro_step))
         grad_norm = None
         if self.options.grad_clip > 0:
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), self.options.grad_clip)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.bare.zero_grad(set_to_none=True)
         self.step += 1
         self.log.tick()
         if (self.step - 1) % self.options.log_interval == 0:
@@ -284,12 +271,13 @@ class Trainer:
         folder = Path(self.options.out_dir)
         if best:
             checkpoint.save(folder / "best.pt", content)
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "generators": generators}
-        checkpoint.save(folder / "latest.pt", {**content, **state, "best_val_loss": self.best_val_loss})
+        state = {"optimizer": [optimizer.state_dict() for optimizer in self.optimizers]}
+        state |= {"scaler": self.scaler.state_dict(), "generators": generators, "best_val_loss": self.best_val_loss}
+        checkpoint.save(folder / "latest.pt", {**content, **state})
 
     def restore(self, content):
         """Go on where latest.pt was written."""
-        checkpoint.restore_optimizer(self.optimizer, content["optimizer"])
+        checkpoint.restore_optimizers(self.optimizers, content["optimizer"])
         if content["scaler"]:  # empty where the run was not in float16
             self.scaler.load_state_dict(content["scaler"])
         self.step = self.resumed_at = content["step"]
@@ -320,6 +308,11 @@ def resolve(given):
         base = content["model_config"]
     model_config, options = given.build(base)
     weights.check_architecture(content, model_config, init_from == "resume")
+    if init_from == "resume" and options.optimizer != base.get("optimizer", "adamw"):
+        raise ConfigError(
+            f"optimizer={options.optimizer}, but {out_dir} was begun with the other, whose memory it cannot take over. "
+            f"Leave it out, or begin a new run with these weights: --init_from={out_dir} --out_dir=ANOTHER"
+        )
     return model_config, options, content
 
 
@@ -349,7 +342,7 @@ def train(model_config, options, content):
     ranks.share(options.gradient_accumulation_steps, options.batch_size)
     device = pick_device(options.device, ranks.local_rank, ranks.local_world_size)
     backend = ranks.backend(options.backend, device)
-    dtype = pick_dtype(options.dtype, device)
+    dtype = pick_dtype(options.dtype, device, training=True)
     dataset = Dataset(dataset_path(options.dataset))
     model, report = build_model(model_config, options, content, dataset.tokenizer)
     resume = options.init_from == "resume"
@@ -363,6 +356,7 @@ def train(model_config, options, content):
         dataset.check(model.config.vocab_size, model.config.block_size)
     log = RunLog(options, resume_step=content["step"] if resume else None, silent=ranks.rank > 0)
     log.start(model, dataset, ranks.world_size, content, report)
+    keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for float32 products

@@ -10,7 +10,7 @@ import pytest
 import prepare
 
 RUN = {
-    "dataset": "tiny", "out_dir": "out", "device": "cpu", "compile": False,
+    "dataset": "tiny", "out_dir": "out", "device": "cpu", "compile": False, "dtype": "float32",
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.0,
     "batch_size": 4, "gradient_accumulation_steps": 2,
     "learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import model as model_module
 from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
@@ -260,7 +261,7 @@ def test_flops_per_token_equal_what_torch_counts(changes):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"n_embd": 21}, "n_embd=21 must be divisible by n_head=2; the nearest n_embd is 20 or 22"),
+        ({"n_embd": 21}, "n_embd=21 must be divisible by n_head=2; the nearest n_embd is 20"),
         ({"n_layer": 0}, "n_layer=0 must be at least 1"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"block_size": -1}, "block_size=-1"),
@@ -302,8 +303,40 @@ def test_bfloat16_only_where_the_hardware_has_it(monkeypatch):
         pick_dtype("bfloat16", cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert pick_dtype("auto", cuda) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("mps"), training=True) == torch.float32
+
+
+@pytest.mark.parametrize("able, expected", [({}, "float32"), ({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True},
+                         "bfloat16"), ({"avx512_bf16": False, "avx512_f": True}, "float32")])  # fmt: skip
+def test_a_cpu_trains_in_bfloat16_where_it_multiplies_it(monkeypatch, able, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert pick_dtype("auto", torch.device("cpu"), training=True) == getattr(torch, expected)
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
-    assert pick_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 6])
+def test_written_out_attention_is_torchs_own(monkeypatch, n_kv_head):
+    """Values and gradients, and the same dropped weights for the same dice; in bfloat16 to its precision."""
+    q, k, v = (torch.randn(2, n, 7, 4, requires_grad=True) for n in (6, n_kv_head, n_kv_head))
+    written = model_module.attention(q, k, v, None, 0.0)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(written, expected)
+    for ours, theirs in zip(torch.autograd.grad(written.sum(), (q, k, v)),
+                            torch.autograd.grad(expected.sum(), (q, k, v)), strict=True):  # fmt: skip
+        torch.testing.assert_close(ours, theirs)
+    low = model_module.attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), None, 0.0)
+    torch.testing.assert_close(low.float(), expected, atol=0.03, rtol=0.03)
+    torch.manual_seed(0)
+    dropped = torch.stack([model_module.attention(q, k, v, None, 0.3) for _ in range(3000)]).mean(0)
+    torch.testing.assert_close(dropped, expected, atol=0.15, rtol=0)
+
+
+def test_long_contexts_are_not_written_out(monkeypatch):
+    monkeypatch.setattr(torch, "baddbmm", None)
+    q = torch.randn(1, 2, 257, 4)
+    assert model_module.attention(q, q, q, None, 0.0).shape == q.shape
+    with pytest.raises(TypeError):
+        model_module.attention(q[:, :, 1:], q[:, :, 1:], q[:, :, 1:], None, 0.0)
 
 
 def test_compiled_in_place_gives_the_same_loss_and_names():
