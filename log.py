@@ -4,13 +4,11 @@ import contextlib
 import itertools
 import json
 import math
-import re
 import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from checkpoint import describe
@@ -197,27 +195,3 @@ def open_wandb(options):
         return wandb.init(project=options.wandb_project, name=options.wandb_run_name, config=vars(options))
     except Exception as error:  # no login, no network: wandb's own kinds
         raise ConfigError(f"wandb does not start ({error}); try wandb login, or --wandb_log=False") from error
-
-
-# Dense tensor peaks in FLOP/s, bf16 where there is bf16, from NVIDIA's data sheets; the keys are found in device names.
-PEAK_FLOPS = {
-    r"H200$": 989e12,
-    r"H100 80GB HBM3": 989e12,
-    r"H100 PCIe": 756e12,
-    r"A100[- ]": 312e12,
-    r"L40S$": 362e12,
-    r"\bL4$": 121e12,
-    r"A10$": 125e12,
-    r"RTX 4090$": 165e12,
-    r"RTX 3090$": 71e12,
-    r"V100-SXM2": 125e12,
-    r"\bT4$": 65e12,
-}
-
-
-def peak_flops(device, dtype):
-    """The hardware's peak in FLOP/s, or None where it is not known: a guessed MFU is worse than none."""
-    if device.type != "cuda" or dtype == torch.float32:
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if re.search(key, name)), None)

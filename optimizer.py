@@ -4,8 +4,8 @@ import math
 
 import torch
 
-# The first three steps of Polar Express (2505.16932): a x + b x^3 + c x^5 takes singular values from 0.001 on to between
-# 0.14 and 1.86. Fewer steps or more, and narrower ranges, all cost loss or time (docs/SPEED.md).
+# The first three steps of Polar Express (2505.16932): a x + b x^3 + c x^5 takes singular values of 0.001 and more to
+# between 0.14 and 1.86. Fewer steps or more, and narrower ranges, all cost loss or time (docs/SPEED.md).
 POLYNOMIALS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -89,7 +89,8 @@ class Muon(torch.optim.Optimizer):
             gradients, memory = [p.grad for p in matrices], [self.state[p]["momentum"] for p in matrices]
             torch._foreach_lerp_(memory, gradients, 1 - momentum)
             ahead = torch.stack(torch._foreach_lerp(gradients, memory, momentum))  # (layers, all rows, columns)
-            update = orthogonalize(ahead.view(-1, rows, ahead.shape[-1]).to(self.dtype)).view_as(ahead).type_as(ahead)
+            update = orthogonalize(ahead.view(-1, rows, ahead.shape[-1]).to(self.dtype))
+            update = update.reshape(ahead.shape).type_as(ahead)
             torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
             torch._foreach_add_(matrices, update.unbind(), alpha=-lr * max(1, rows / ahead.shape[-1]) ** 0.5)
 

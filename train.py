@@ -28,7 +28,8 @@ from data.dataset import Dataset, dataset_path
 from data.tokenizer import decode
 from distributed import Ranks, leave_together
 from generation import Decoder, Sampling, generate
-from log import RunLog, peak_flops
+from hardware import peak_flops
+from log import RunLog
 from memory import keep_freed_memory, memory_guard
 from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
 from optimizer import learning_rate, make_optimizers
@@ -168,6 +169,14 @@ class Trainer:
             silent = self.ranks.world_size > 1 and micro_step < self.micro_steps - 1
             with self.model.no_sync() if silent else nullcontext():
                 loss += self.backward(*self.batch(micro_step))
+        grad_norm = self.update()
+        self.step += 1
+        self.log.tick()
+        if (self.step - 1) % self.options.log_interval == 0:
+            self.log_step(loss, lr, grad_norm)
+
+    def update(self):
+        """Let the optimizers take the gradients. Returns their length before clipping, None without clipping."""
         grad_norm = None
         if self.options.grad_clip > 0:
             for optimizer in self.optimizers:
@@ -177,10 +186,7 @@ class Trainer:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.bare.zero_grad(set_to_none=True)
-        self.step += 1
-        self.log.tick()
-        if (self.step - 1) % self.options.log_interval == 0:
-            self.log_step(loss, lr, grad_norm)
+        return grad_norm
 
     def log_step(self, loss, lr, grad_norm):
         """Log the step just made: the mean loss over ranks, and the speed since the last line without evaluations."""
@@ -216,11 +222,11 @@ class Trainer:
         self.restart_clock()
 
     @torch.no_grad()
-    def evaluate(self, model):
-        """{"train": loss, "val": loss} of a model in eval mode: means over the same tokens each time and over ranks."""
+    def evaluate(self, model, splits=("train", "val")):
+        """{split: loss} of a model in eval mode: means over the same tokens each time and over all ranks."""
         shape, part = (self.options.batch_size, self.bare.config.block_size), (self.ranks.rank, self.ranks.world_size)
         losses = {}
-        for split in ("train", "val"):
+        for split in splits:
             total = torch.zeros(2, dtype=torch.float64)  # loss summed over tokens, and their number
             for x, y in self.dataset.evaluation_batches(split, self.options.eval_iters, *shape, *part):
                 with self.autocast:
@@ -238,7 +244,7 @@ class Trainer:
             self.log.say("the weights as they were cannot read so long a context: no loss of before")
             return
         original, _ = weights.build(content)
-        loss = self.evaluate(original.to(self.device).eval())["val"]
+        loss = self.evaluate(original.to(self.device).eval(), ("val",))["val"]
         self.log.say(f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0")
 
     def sample(self):
