@@ -61,10 +61,11 @@ class StepConfig(BenchConfig):
 
 @dataclass(frozen=True)
 class RaceConfig(BenchConfig):
-    config: Annotated[tuple[str, ...], "config file of a contender; may be given several times"] = ()
+    config: Annotated[tuple[str, ...], "a run of ours, as after train.py; may be given several times"] = ()
+    peer_config: Annotated[str | None, "the peer's run; None: the first of ours"] = None
     target: Annotated[float, "loss over the whole validation split that ends a run"] = 0.0
     seeds: Annotated[int, "runs of each contender"] = 3
-    interval: Annotated[int, "steps between evaluations, which the clock leaves out"] = 25
+    interval: Annotated[int | None, "steps between evaluations, off the clock; None: a 20th of the run"] = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,7 +73,7 @@ class RaceConfig(BenchConfig):
             raise ValueError("config= names no contender: --config=FILE, once for each")
         if self.target <= 0:
             raise ValueError(f"target={self.target} must be above 0: --target=1.898")
-        if min(self.seeds, self.interval) < 1:
+        if self.seeds < 1 or (self.interval is not None and self.interval < 1):
             raise ValueError(f"seeds={self.seeds} and interval={self.interval} must be at least 1")
 
 
@@ -178,14 +179,16 @@ def race(options):
     """Seconds of training until the loss over the whole validation split is at most the target; runs in turn."""
     ours, *peers = entries(options.peer)
     field = [(text, text, ours) for text in options.config]
-    field += [(f"{peer[0]} {options.config[0]}", options.config[0], peer) for peer in peers]
+    theirs = options.peer_config or options.config[0]
+    field += [(f"{peer[0]} {theirs}", theirs, peer) for peer in peers]
     runs = {name: [] for name, _, _ in field}
     for seed in range(options.seeds):
         for name, text, (_, kind, own) in field:
             given = config.Options([*shlex.split(text), f"--seed={seed}"], ModelConfig, TrainConfig, description="")
             model_config, train_config = given.build()
             process = Process(kind, *own, model_config, train_config)
-            result = process("train_until", options.target, options.interval) | process("about")
+            result = process("train_until", options.target, options.interval or max(train_config.max_iters // 20, 1))
+            result |= process("about")
             process.close()
             runs[name].append(result)
             reached = f"in {result['steps']} steps" if result["steps"] else "NOT REACHED"

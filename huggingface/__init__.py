@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from checkpoint import CheckpointError
 from data.tokenizer import load_tokenizer, read_spec
@@ -97,13 +98,21 @@ def rows_of(name, shape, config):
     return [shape[0]]
 
 
+class Undrawn(TorchFunctionMode):
+    """Initial values are not drawn. On the meta device torch loads its compiler to draw nothing, which takes a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs, module = kwargs or {}, getattr(function, "__module__", None)
+        return kwargs["tensor"] if module == "torch.nn.init" else function(*args, **kwargs)
+
+
 def shapes(config, source):
     """{name: shape} of the parameters that a model of this config has; a tied one under its first name.
 
     Raises CheckpointError, which names `source`, for sizes that no model can have.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
     except (RuntimeError, TypeError) as error:  # sizes whose product no number of 64 bits holds
         raise CheckpointError(f"{source}: no model can be so large: {error}") from error
