@@ -6,11 +6,9 @@
     python bench.py prepare --input=book.txt --repeat=100
     python bench.py suite --smoke
 
-All but prepare take train.py's options too. Absolute times of a shared machine drift; what counts are the ratios of
-runs in turn. --results=FILE appends one JSON object a result, with machine, versions, commit and command.
+step and decode take train.py's options too. Absolute times drift on a shared machine; the ratios of runs in turn count.
 """
 
-import json
 import shlex
 import statistics
 import subprocess
@@ -26,209 +24,159 @@ import torch
 import config
 from checkpoint import CheckpointError
 from config import ConfigError
-from contenders import Process, SeuGPT
+from contenders import Process
 from data import DataError
 from data.corpora import obtain
-from hardware import copy_bandwidth, machine, matmul_flops
+from hardware import copy_bandwidth, matmul_flops, record
 from memory import memory_guard
 from model import DeviceError, ModelConfig, pick_device
-from peers import NanoGPT, Transformers
+from peers import entries, in_turn, start
 from train import TrainConfig, TrainingError
 
 
 @dataclass(frozen=True)
-class BenchConfig:
-    peer: Annotated[str | None, "transformers, or the folder of nanoGPT's source: measured in turn with us"] = None
+class Bench:
     results: Annotated[str | None, "file to which each result is appended as one JSON object"] = None
-    rounds: Annotated[int, "turns of each contender; their median is told"] = 5
 
     def __post_init__(self):
-        if self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds} must be at least 1")
-        if self.peer not in (None, "transformers") and not (Path(self.peer) / "model.py").is_file():
-            raise ValueError(f"peer={self.peer} is neither transformers nor a folder with nanoGPT's model.py")
+        values = vars(self)
+        problems = [f"{k}={v} must be at least 1" for k, v in values.items() if type(v) is int and v < 1]
+        if (peer := values.get("peer")) not in (None, "transformers") and not (Path(peer) / "model.py").is_file():
+            problems.append(f"peer={peer} is neither transformers nor a folder with nanoGPT's model.py")
+        if "target" in values and not (self.config and self.target > 0):
+            problems.append(f"a race needs --config=FILE, once for each run, and --target=LOSS; target={self.target}")
+        wrong = [n for n in values.get("rows", ()) if not n.isdecimal() or int(n) < 1]
+        problems += [f"rows={n} must be an integer of at least 1" for n in wrong]
+        if values.get("input") is not None and not Path(self.input).is_file():
+            problems.append(f"input={self.input} is no file")
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 @dataclass(frozen=True)
-class StepConfig(BenchConfig):
+class WithPeer(Bench):
+    peer: Annotated[str | None, "transformers, or the folder of nanoGPT's source: measured in turn with us"] = None
+
+
+@dataclass(frozen=True)
+class StepBench(WithPeer):
     steps: Annotated[int, "in each round"] = 20
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
+    rounds: Annotated[int, "turns of each contender, whose median is told"] = 5
 
 
 @dataclass(frozen=True)
-class RaceConfig(BenchConfig):
+class RaceBench(WithPeer):
     config: Annotated[tuple[str, ...], "a run of ours, as after train.py; may be given several times"] = ()
     peer_config: Annotated[str | None, "the peer's run; None: the first of ours"] = None
     target: Annotated[float, "loss over the whole validation split that ends a run"] = 0.0
     seeds: Annotated[int, "runs of each contender"] = 3
     interval: Annotated[int | None, "steps between evaluations, off the clock; None: a 20th of the run"] = None
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.config:
-            raise ValueError("config= names no contender: --config=FILE, once for each")
-        if self.target <= 0:
-            raise ValueError(f"target={self.target} must be above 0: --target=1.898")
-        if self.seeds < 1 or (self.interval is not None and self.interval < 1):
-            raise ValueError(f"seeds={self.seeds} and interval={self.interval} must be at least 1")
-
 
 @dataclass(frozen=True)
-class DecodeConfig(BenchConfig):
+class DecodeBench(WithPeer):
     tokens: Annotated[int, "to write in each row"] = 500
     rows: Annotated[tuple[str, ...], "how many at once; may be given several times"] = ("1", "10", "64")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.tokens < 1 or not all(text.isdecimal() and int(text) > 0 for text in self.rows):
-            raise ValueError(f"tokens={self.tokens} and rows={', '.join(self.rows)} must be integers of at least 1")
+    rounds: Annotated[int, "turns of each contender, whose median is told"] = 5
 
 
 @dataclass(frozen=True)
-class SuiteConfig(BenchConfig):
-    smoke: Annotated[bool, "every path at tiny sizes on the CPU, to see that it works"] = False
-
-
-@dataclass(frozen=True)
-class PrepareBenchConfig(BenchConfig):
+class PrepareBench(Bench):
     input: Annotated[str | None, "a UTF-8 file; None: Python's documentation"] = None
     repeat: Annotated[int, "times that it stands in the text that is measured"] = 1
     tokenizer: Annotated[tuple[str, ...], "of prepare.py; may be given several times"] = ("char", "gpt2")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.input is not None and not Path(self.input).is_file():
-            raise ValueError(f"input={self.input} is not a file")
-        if self.repeat < 1:
-            raise ValueError(f"repeat={self.repeat} must be at least 1")
+    rounds: Annotated[int, "runs for each tokenizer, whose median is told"] = 5
 
 
-def entries(peer):
-    """[(name, kind of contender, its own arguments)]: seuGPT, and the peer where one is asked for."""
-    ours = [("seuGPT", SeuGPT, ())]
-    if peer is None:
-        return ours
-    return [*ours, ("transformers", Transformers, ()) if peer == "transformers" else ("nanoGPT", NanoGPT, (peer,))]
+@dataclass(frozen=True)
+class SuiteBench(WithPeer):
+    smoke: Annotated[bool, "every path at tiny sizes on the CPU, to see that it works"] = False
 
 
-def report(options, device, **result):
-    """Append a result to the file of results, if there is one."""
-    if options.results:
-        command = "python " + shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        Path(options.results).parent.mkdir(parents=True, exist_ok=True)
-        with open(options.results, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**result, **machine(device), "command": command}) + "\n")
-
-
-def in_turn(options, processes, method, *arguments):
-    """{name: [result of each round]}, the contenders one after the other in each round."""
-    results = {name: [] for name in processes}
-    for _ in range(options.rounds):
-        for name, process in processes.items():
-            results[name].append(process(method, *arguments))
-    return results
+def spread(values, form):
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def ratios(ours, theirs):
-    """Ours over theirs, round by round: (median, lowest, highest)."""
-    each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return statistics.median(each), min(each), max(each)
+    """Ours over theirs, round by round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def step(options, model_config, train_config):
     """Milliseconds of a training step, and where they go."""
     device = pick_device(train_config.device)
-    processes = {name: Process(kind, *own, model_config, train_config) for name, kind, own in entries(options.peer)}
+    processes = start(options.peer, model_config, train_config)
     for process in processes.values():
-        process("steps", 5)
-    rounds = {
-        name: [statistics.median(times) for times in results]
-        for name, results in in_turn(options, processes, "steps", options.steps).items()
-    }
+        process("steps", 5)  # buffers, caches, the choice of kernels
+    results = in_turn(options.rounds, processes, "steps", options.steps)
+    rounds = {name: [statistics.median(times) for times in result] for name, result in results.items()}
     tokens = train_config.tokens_per_step(model_config.block_size)
-    flops_per_token = processes["seuGPT"]("flops_per_token")
+    flops = tokens * processes["seuGPT"]("flops_per_token")
     for name, medians in rounds.items():
         about, ms = processes[name]("about"), statistics.median(medians)
         peak = matmul_flops(device, getattr(torch, about["dtype"]))
-        floor_ms = 1000 * flops_per_token * tokens / peak
+        result = {"step_ms": ms, "tokens_per_s": 1000 * tokens / ms, "flops_per_s": 1000 * flops / ms, **about}
+        result |= {"floor_ms": 1000 * flops / peak, "matmul_flops_per_s": peak, "rounds_ms": medians}
+        result |= {"tokens_per_step": tokens, "block_size": model_config.block_size}
         print(
-            f"{name}: {ms:.1f} ms a step ({min(medians):.1f} to {max(medians):.1f}), {1000 * tokens / ms:,.0f} tokens/s, "
-            f"{flops_per_token * tokens / ms / 1e6:,.0f} GFLOP/s, {about['dtype']}"
+            f"{name}, {about['dtype']}: {spread(medians, '.1f')} ms a step, {1000 * tokens / ms:,.0f} tokens/s,",
+            end=" ",
         )
-        print(
-            f"    floor {floor_ms:.1f} ms at the {peak / 1e9:,.0f} GFLOP/s of a large product; "
-            f"peak memory {about['peak_memory_bytes'] / 1e6:,.0f} MB; {about['parameters']:,} parameters"
-        )
-        result = {"bench": "step", "contender": name, "step_ms": ms, "rounds_ms": medians, "tokens_per_step": tokens}
-        result |= {"floor_ms": floor_ms, "flops_per_token": flops_per_token, **about}
+        print(f"{flops / ms / 1e6:,.0f} GFLOP/s; peak memory {about['peak_memory_bytes'] / 1e6:,.0f} MB")
+        print(f"    floor {result['floor_ms']:.1f} ms at the {peak / 1e9:,.0f} GFLOP/s of a large product")
         if name == "seuGPT":
             result["parts_ms"] = parts = processes[name]("parts", options.steps)
             print("    " + ", ".join(f"{part} {ms:.1f}" for part, ms in parts.items()) + " ms")
         else:
-            result["ratio"] = times = ratios(medians, rounds["seuGPT"])
-            print(f"    {times[0]:.2f} times ours ({times[1]:.2f} to {times[2]:.2f})")
-        report(options, device, **result)
+            result["ratios"] = ratios(medians, rounds["seuGPT"])
+            print(f"    {spread(result['ratios'], '.2f')} times ours")
+        record(options.results, device, bench="step", contender=name, **result)
         processes[name].close()
 
 
 def race(options):
     """Seconds of training until the loss over the whole validation split is at most the target; runs in turn."""
     ours, *peers = entries(options.peer)
-    field = [(text, text, ours) for text in options.config]
     theirs = options.peer_config or options.config[0]
-    field += [(f"{peer[0]} {theirs}", theirs, peer) for peer in peers]
-    runs = {name: [] for name, _, _ in field}
+    field = [(text, text, ours) for text in options.config] + [(f"{peer[0]} {theirs}", theirs, peer) for peer in peers]
+    seconds = {name: [] for name, _, _ in field}
     for seed in range(options.seeds):
         for name, text, (_, kind, own) in field:
-            given = config.Options([*shlex.split(text), f"--seed={seed}"], ModelConfig, TrainConfig, description="")
-            model_config, train_config = given.build()
+            given = [*shlex.split(text), f"--seed={seed}"]
+            model_config, train_config = config.Options(given, ModelConfig, TrainConfig, description="").build()
             process = Process(kind, *own, model_config, train_config)
-            result = process("train_until", options.target, options.interval or max(train_config.max_iters // 20, 1))
-            result |= process("about")
+            interval = options.interval or max(train_config.max_iters // 20, 1)
+            result = process("train_until", options.target, interval) | process("about")
             process.close()
-            runs[name].append(result)
+            seconds[name].append(result["seconds"])
             reached = f"in {result['steps']} steps" if result["steps"] else "NOT REACHED"
-            print(
-                f"seed {seed}, {name}: {result['seconds']:.2f} s ({result['compile_seconds']:.1f} s more to compile), "
-                f"{reached}, loss {result['loss']:.4f}",
-                flush=True,
-            )
-            report(options, pick_device(train_config.device), bench="race", contender=name, seed=seed, **result)
-    for name, results in runs.items():
-        seconds = sorted(result["seconds"] for result in results)
-        ratio = ratios([result["seconds"] for result in results], [result["seconds"] for result in runs[field[0][0]]])
-        print(
-            f"{name}: median {statistics.median(seconds):.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), "
-            f"{ratio[0]:.2f} times the first ({ratio[1]:.2f} to {ratio[2]:.2f})"
-        )
+            compiling = f" and {result['compile_seconds']:.1f} s to compile" if result["compile_seconds"] else ""
+            print(f"seed {seed}, {name}: {result['seconds']:.2f} s{compiling}, {reached}, loss {result['loss']:.4f}")
+            record(options.results, pick_device(train_config.device), bench="race", contender=name, seed=seed, **result)
+    for name, values in seconds.items():
+        times = ratios(values, seconds[field[0][0]])
+        print(f"{name}: {spread(values, '.2f')} s, {spread(times, '.2f')} times the first")
 
 
 def decode(options, model_config, train_config):
     """Tokens per second of writing, one row and several; an untrained model writes as fast as a trained one."""
     device = pick_device(train_config.device)
-    processes = {name: Process(kind, *own, model_config, train_config) for name, kind, own in entries(options.peer)}
-    bandwidth = copy_bandwidth(device)
-    for batch_size in map(int, options.rows):
+    bandwidth, processes = copy_bandwidth(device), start(options.peer, model_config, train_config)
+    for rows in map(int, options.rows):
         for process in processes.values():
-            process("speed", batch_size, min(options.tokens, 50))
-        speeds = in_turn(options, processes, "speed", batch_size, options.tokens)
-        prefill_ms, bytes_read = processes["seuGPT"]("prefill", batch_size)
-        floor = batch_size * bandwidth / bytes_read
+            process("speed", rows, min(options.tokens, 50))
+        speeds = in_turn(options.rounds, processes, "speed", rows, options.tokens)
+        prefill_ms, bytes_read = processes["seuGPT"]("prefill", rows)
+        floor = rows * bandwidth / bytes_read
         for name, rounds in speeds.items():
-            ratio = ratios(speeds["seuGPT"], rounds)
-            print(
-                f"{batch_size} at once, {name}: {statistics.median(rounds):,.0f} tokens/s ({min(rounds):,.0f} to "
-                f"{max(rounds):,.0f}); seuGPT is {ratio[0]:.2f} times as fast ({ratio[1]:.2f} to {ratio[2]:.2f})",
-                flush=True,
-            )
-            result = {"bench": "decode", "contender": name, "batch_size": batch_size, "rounds_tokens_per_s": rounds}
-            result |= {"tokens_per_s": statistics.median(rounds), "ratio": ratio, "compile": train_config.compile}
-            report(options, device, **result, prefill_ms=prefill_ms, floor_tokens_per_s=floor)
-        print(f"    reading a prompt of a full context: {prefill_ms:.1f} ms; floor {floor:,.0f} tokens/s")
+            times = ratios(speeds["seuGPT"], rounds)
+            print(f"{rows} at once, {name}: {spread(rounds, ',.0f')} tokens/s; ours {spread(times, '.2f')} times that")
+            result = {"rows": rows, "tokens_per_s": statistics.median(rounds), "rounds": rounds, "ratios": times}
+            result |= {"compile": train_config.compile, "prefill_ms": prefill_ms, "floor_tokens_per_s": floor}
+            record(options.results, device, bench="decode", contender=name, **result)
+        print(f"    reading prompts of a full context: {prefill_ms:.1f} ms; floor {floor:,.0f} tokens/s")
+    for process in processes.values():
+        process.close()
 
 
 def prepare(options):
@@ -241,19 +189,18 @@ def prepare(options):
         size = path.stat().st_size
         for tokenizer in options.tokenizer:
             seconds = []
+            script = str(Path(__file__).parent / "prepare.py")
+            command = [sys.executable, script, "bench", f"--input={path}", f"--tokenizer={tokenizer}"]
             for _ in range(options.rounds):
-                command = [sys.executable, str(Path(__file__).parent / "prepare.py"), "bench", f"--input={path}"]
-                start = time.perf_counter()
-                done = subprocess.run(
-                    [*command, f"--tokenizer={tokenizer}"], cwd=folder, capture_output=True, text=True
-                )
-                seconds.append(time.perf_counter() - start)
+                began = time.perf_counter()
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+                seconds.append(time.perf_counter() - began)
                 if done.returncode:
                     raise ConfigError(done.stderr.strip())
-            median = statistics.median(seconds)
-            print(f"{tokenizer}: {size / median / 1e6:.1f} MB/s ({size / 1e6:.0f} MB in {median:.2f} s)", flush=True)
-            result = {"bench": "prepare", "tokenizer": tokenizer, "mb_per_s": size / median / 1e6, "bytes": size}
-            report(options, torch.device("cpu"), **result, rounds_s=seconds)
+            speed = size / statistics.median(seconds) / 1e6
+            print(f"{tokenizer}: {speed:.1f} MB/s ({size / 1e6:.0f} MB in {spread(seconds, '.2f')} s)")
+            result = {"bench": "prepare", "tokenizer": tokenizer, "mb_per_s": speed, "bytes": size}
+            record(options.results, torch.device("cpu"), **result, rounds_s=seconds)
 
 
 GPU_SUITE = (
@@ -263,28 +210,27 @@ GPU_SUITE = (
     "decode config/train_gpt2.py --dataset=shakespeare_char --rows=1 --rows=64 --rounds=3",
 )
 SMOKE_SUITE = (
-    "step config/quickstart.py --n_layer=1 --device=cpu --steps=1",
+    "step config/quickstart.py --n_layer=1 --device=cpu --steps=1 --rounds=1",
     "race --config='config/quickstart.py --max_iters=2 --device=cpu' --target=0.1 --interval=1 --seeds=1",
-    "decode config/quickstart.py --n_layer=1 --device=cpu --rows=2 --tokens=3",
-    "prepare --tokenizer=char",
+    "decode config/quickstart.py --n_layer=1 --device=cpu --rows=2 --tokens=3 --rounds=1",
+    "prepare --tokenizer=char --rounds=1",
 )
 
 
 def suite(options):
-    """All that docs/SPEED.md says of a GPU, in some minutes; or with smoke=True every path, tiny, on the CPU."""
+    """All that docs/SPEED.md says of a GPU; or with smoke=True every path, tiny, on the CPU."""
     for line in SMOKE_SUITE if options.smoke else GPU_SUITE:
         print(f"== bench.py {line}", flush=True)
-        given = [*shlex.split(line), *(["--rounds=1"] if options.smoke else [])]
-        given += [f"--{name}={value}" for name in ("peer", "results") if (value := getattr(options, name))]
-        main([text for text in given if not (text.startswith("--peer") and line.startswith("prepare"))])
+        passed = {"results": options.results, "peer": None if line.startswith("prepare") else options.peer}
+        main([*shlex.split(line), *(f"--{name}={value}" for name, value in passed.items() if value)])
 
 
 COMMANDS = {
-    "step": (step, StepConfig, ModelConfig, TrainConfig),
-    "race": (race, RaceConfig),
-    "decode": (decode, DecodeConfig, ModelConfig, TrainConfig),
-    "prepare": (prepare, PrepareBenchConfig),
-    "suite": (suite, SuiteConfig),
+    "step": (step, StepBench, ModelConfig, TrainConfig),
+    "race": (race, RaceBench),
+    "decode": (decode, DecodeBench, ModelConfig, TrainConfig),
+    "prepare": (prepare, PrepareBench),
+    "suite": (suite, SuiteBench),
 }
 
 
@@ -293,12 +239,12 @@ def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError, TrainingError):
         if name in ("-h", "--help"):
             print(__doc__)
-        elif name not in COMMANDS:
+            return
+        if name not in COMMANDS:
             raise ConfigError(f"{name} is none of {', '.join(COMMANDS)}; see python bench.py --help")
-        else:
-            run, *classes = COMMANDS[name]
-            with memory_guard("a smaller model or batch, as in --batch_size=1"):
-                run(*config.Options(rest, *classes, description=run.__doc__).build())
+        run, *classes = COMMANDS[name]
+        with memory_guard("a smaller model or batch, as in --batch_size=1"):
+            run(*config.Options(rest, *classes, description=run.__doc__).build())
 
 
 if __name__ == "__main__":

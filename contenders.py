@@ -9,6 +9,7 @@ import resource
 import statistics
 import sys
 import time
+import traceback
 from dataclasses import replace
 
 import torch
@@ -233,5 +234,6 @@ def serve(pipe, kind, arguments):
             pipe.send((getattr(contender, name)(*arguments), None))
     except (EOFError, KeyboardInterrupt):
         pass
-    except Exception as error:
+    except Exception as error:  # for the other process to tell
+        error.add_note(traceback.format_exc())
         pipe.send((None, error))

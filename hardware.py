@@ -1,12 +1,16 @@
 """What the machine is, and the most that it can do."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -71,3 +75,13 @@ def machine(device):
         except importlib.metadata.PackageNotFoundError:
             continue
     return {"device": f"{name}, {os.cpu_count()} cores", "versions": versions, "commit": commit.stdout.strip()}
+
+
+def record(path, device, **result):
+    """Append a result to the file, if there is one, as a line of JSON with the machine and the command."""
+    if path:
+        given = ["--peer=PATH_TO_NANOGPT" if re.match("--peer=.*/", text) else text for text in sys.argv[1:]]
+        command = "python " + shlex.join([Path(sys.argv[0]).name, *given])
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**result, **machine(device), "command": command}) + "\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from contenders import Contender
+from contenders import Contender, Process, SeuGPT
 from model import IGNORE, pick_dtype
 
 
@@ -45,7 +45,7 @@ class NanoGPT(Contender):
 
 
 class Transformers(Contender):
-    """GPT2LMHeadModel of the same shape, with torch's fused AdamW, in our dtype."""
+    """GPT2LMHeadModel of the same shape, with torch's fused AdamW; float32 on the CPU, as it comes."""
 
     def __init__(self, model_config, options):
         super().__init__(model_config, options)
@@ -75,3 +75,25 @@ class Transformers(Contender):
         start = torch.zeros((batch_size, 1), dtype=torch.long, device=self.device)
         length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
         self.model.generate(start, do_sample=True, temperature=0.8, top_k=200, use_cache=True, **length)
+
+
+def entries(peer):
+    """[(name, kind of contender, its own arguments)]: seuGPT, and the peer where one is asked for."""
+    ours = [("seuGPT", SeuGPT, ())]
+    if peer is None:
+        return ours
+    return [*ours, ("transformers", Transformers, ()) if peer == "transformers" else ("nanoGPT", NanoGPT, (peer,))]
+
+
+def start(peer, *configs):
+    """{name: its Process}: seuGPT, and the peer where one is asked for."""
+    return {name: Process(kind, *own, *configs) for name, kind, own in entries(peer)}
+
+
+def in_turn(rounds, processes, method, *arguments):
+    """{name: [result of each round]}, the contenders one after the other in each round."""
+    results = {name: [] for name in processes}
+    for _ in range(rounds):
+        for name, process in processes.items():
+            results[name].append(process(method, *arguments))
+    return results

@@ -1,4 +1,4 @@
-# Tiny Shakespeare by characters on a laptop, as fast as we can, 0.4M parameters. Data: python prepare.py shakespeare_char
+# Tiny Shakespeare by characters on a laptop, 0.4M parameters, in seconds. Data: python prepare.py shakespeare_char
 # Expect: EXPECT
 out_dir = "out-fast-shakespeare-char-cpu"
 dataset = "shakespeare_char"
@@ -21,9 +21,9 @@ embedding_std = 0.3  # docs/SPEED.md says what each choice is worth
 optimizer = "muon"
 muon_lr = 0.02
 learning_rate = 1e-2
-max_iters = 280
-lr_decay_iters = 280
-cooldown_iters = 170
+max_iters = 300
+lr_decay_iters = 300
+cooldown_iters = 180
 min_lr = 0.0
 warmup_iters = 10
 weight_decay = 0.0

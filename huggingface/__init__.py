@@ -99,7 +99,7 @@ def rows_of(name, shape, config):
 
 
 class Undrawn(TorchFunctionMode):
-    """Initial values are not drawn. On the meta device torch loads its compiler to draw nothing, which takes a second."""
+    """Initial values are not drawn: on the meta device torch would load its compiler, for a second, to draw nothing."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, module = kwargs or {}, getattr(function, "__module__", None)

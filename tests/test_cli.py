@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import train
 
@@ -254,12 +253,3 @@ def test_fine_tuning_on_another_vocabulary_is_refused_with_the_way(tiny, run, ca
     assert "python prepare.py NEW_NAME --input=FILE --tokenizer=data/tiny/meta.json" in message
     shutil.copytree("data/other", "data/tiny", dirs_exist_ok=True)
     assert "It was prepared anew since" in refused(capsys, run(init_from="resume"))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_training_on_cuda_with_compilation(tiny, run, dtype):
-    train.main(run(device="cuda", compile=True, dtype=dtype, max_iters=50, lr_decay_iters=50))
-    assert "torch.compile failed" not in Path("out/training.log").read_text(encoding="utf-8")
-    content = train.checkpoint.load("out/best.pt")
-    assert content["step"] > 0 and content["val_loss"] < 2.0  # of ln(14) = 2.64

@@ -226,7 +226,8 @@ def test_a_compiled_step_writes_the_same():
     assert torch.equal(tokens, written(net, [[1, 2], [3]], 20))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("changes", [{}, MODERN])
 def test_a_captured_step_writes_the_same(changes):
     net = make_model(**changes).cuda()
@@ -236,7 +237,8 @@ def test_a_captured_step_writes_the_same(changes):
     assert torch.equal(tokens, written(net, [[1, 2], [3]], 30))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_no_token_waits_for_the_device():
     decoder = Decoder(make_model(position="rope").cuda(), 2, 8)
     tokens = generate(decoder, [[1], [2]], 20, V, Sampling(repetition_penalty=1.1, top_p=0.9))

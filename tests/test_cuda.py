@@ -1,0 +1,66 @@
+"""What only a GPU can show: python -m pytest -m cuda. Captured decoding is with the other decoding."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import checkpoint
+import train
+from model import GPT, ModelConfig
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def losses(out_dir):
+    lines = [json.loads(line) for line in Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns_in_each_number_format(tiny, run, dtype, compiled, optimizer):
+    options = {"device": "cuda", "dtype": dtype, "compile": compiled, "optimizer": optimizer, "max_iters": 60}
+    train.main(run(**options, lr_decay_iters=60, position="rope", tie_embeddings=False))
+    assert "torch.compile failed" not in Path("out", "training.log").read_text(encoding="utf-8")
+    assert losses("out")[-1] < 0.7 * losses("out")[0] and all(map(math.isfinite, losses("out")))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_first_losses_are_the_cpus(tiny, run, dtype):
+    train.main(run(out_dir="cpu", max_iters=5))
+    train.main(run(out_dir="gpu", max_iters=5, device="cuda", dtype=dtype))
+    assert losses("gpu") == pytest.approx(losses("cpu"), rel=0.02)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_goes_on(tiny, run, optimizer):
+    options = {"device": "cuda", "dropout": 0.2, "optimizer": optimizer}
+    train.main(run(out_dir="whole", max_iters=10, **options))
+    train.main(run(out_dir="parts", max_iters=5, **options))
+    train.main(["--init_from=resume", "--out_dir=parts", "--max_iters=10"])
+    assert losses("parts") == pytest.approx(losses("whole"), rel=1e-2)
+    assert checkpoint.load("parts/latest.pt")["step"] == 10
+
+
+def test_one_rank_on_nccl_has_the_gradients_of_none(tmp_path):
+    if not dist.is_nccl_available():
+        pytest.skip("this torch has no NCCL")
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16)).cuda()
+    x, y = torch.randint(11, (2, 4, 8), device="cuda")
+    expected = torch.autograd.grad(model(x, y)[1], list(model.parameters()))
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        DistributedDataParallel(model, device_ids=[0])(x, y)[1].backward()
+        torch.testing.assert_close([p.grad for p in model.parameters()], list(expected))
+    finally:
+        dist.destroy_process_group()
