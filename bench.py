@@ -27,7 +27,7 @@ from config import ConfigError
 from contenders import Process
 from data import DataError
 from data.corpora import obtain
-from hardware import copy_bandwidth, matmul_flops, record
+from hardware import copy_bandwidth, matmul_flops, peak_flops, record
 from memory import memory_guard
 from model import DeviceError, ModelConfig, pick_device
 from peers import entries, in_turn, start
@@ -114,15 +114,14 @@ def step(options, model_config, train_config):
     flops = tokens * processes["seuGPT"]("flops_per_token")
     for name, medians in rounds.items():
         about, ms = processes[name]("about"), statistics.median(medians)
-        peak = matmul_flops(device, getattr(torch, about["dtype"]))
+        peak = matmul_flops(device, dtype := getattr(torch, about["dtype"]))
         result = {"step_ms": ms, "tokens_per_s": 1000 * tokens / ms, "flops_per_s": 1000 * flops / ms, **about}
         result |= {"floor_ms": 1000 * flops / peak, "matmul_flops_per_s": peak, "rounds_ms": medians}
         result |= {"tokens_per_step": tokens, "block_size": model_config.block_size}
-        print(
-            f"{name}, {about['dtype']}: {spread(medians, '.1f')} ms a step, {1000 * tokens / ms:,.0f} tokens/s,",
-            end=" ",
-        )
-        print(f"{flops / ms / 1e6:,.0f} GFLOP/s; peak memory {about['peak_memory_bytes'] / 1e6:,.0f} MB")
+        mfu = f", MFU {1000 * flops / ms / limit:.1%}" if (limit := peak_flops(device, dtype)) else ""
+        speed = f"{1000 * tokens / ms:,.0f} tokens/s, {flops / ms / 1e6:,.0f} GFLOP/s{mfu}"
+        memory = f"peak memory {about['peak_memory_bytes'] / 1e6:,.0f} MB"
+        print(f"{name}, {about['dtype']}: {spread(medians, '.1f')} ms a step, {speed}; {memory}")
         print(f"    floor {result['floor_ms']:.1f} ms at the {peak / 1e9:,.0f} GFLOP/s of a large product")
         if name == "seuGPT":
             result["parts_ms"] = parts = processes[name]("parts", options.steps)

@@ -31,10 +31,10 @@ def logged(out_dir, key):
     return [line[key] for line in lines if key in line]
 
 
-@pytest.mark.parametrize("accumulation", [4, 1])
-def test_two_ranks_equal_one_process(tiny, run, accumulation):
+@pytest.mark.parametrize("accumulation, optimizer", [(4, "adamw"), (1, "muon")])
+def test_two_ranks_equal_one_process(tiny, run, accumulation, optimizer):
     """Sharing the micro-batches among them, or, where there is one, its rows."""
-    options = {"gradient_accumulation_steps": accumulation, "eval_iters": 0}
+    options = {"gradient_accumulation_steps": accumulation, "eval_iters": 0, "optimizer": optimizer}
     train.main(run(out_dir="one", **options))
     result = torchrun(*run(out_dir="two", **options))
     assert result.returncode == 0, result.stderr

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
-from log import open_lines, peak_flops
+from log import open_lines
 from metrics import plot_losses, read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -201,19 +200,3 @@ def test_without_wandb_the_install_command_is_given(tiny, run, monkeypatch, caps
         train.main(run(wandb_log=True))
     assert exit.value.code == 2 and "python -m pip install wandb" in capsys.readouterr().err
     assert not Path("out").exists()
-
-
-@pytest.mark.parametrize(
-    "name, peak",
-    [("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
-     ("NVIDIA H100 NVL", None), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12),
-     ("NVIDIA RTX A1000", None), ("Tesla T4", 65e12), ("NVIDIA T400", None), ("NVIDIA L4", 121e12),
-     ("NVIDIA L40", None), ("NVIDIA GeForce RTX 4090", 165e12),
-     ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA A10G", None)],
-)  # fmt: skip
-def test_a_peak_is_known_or_not_named(monkeypatch, name, peak):
-    """An MFU against another card's peak is wrong (nanoGPT#182)."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == peak
-    assert peak_flops(torch.device("cuda", 0), torch.float32) is None
-    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None

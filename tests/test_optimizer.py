@@ -92,6 +92,25 @@ def test_queries_keys_and_values_are_matrices_of_their_own():
     assert hidden_matrices(tiny_model(mlp="swiglu", mlp_hidden=24))[2]["rows"] == 24
 
 
+@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2}, {"mlp": "swiglu", "mlp_hidden": 24}, {"bias": True}])
+def test_each_matrix_moves_by_its_own_orthogonal_update(changes):
+    """Of the first step, momentum is the gradient's share. A tall part of swiglu's c_fc once could not be put back."""
+    model = tiny_model(**changes)
+    options = TrainConfig(optimizer="muon", muon_lr=0.1, weight_decay=0.5)
+    muon = make_optimizers(model, options, CPU, torch.float32)[1]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    muon.step()
+    for group in muon.param_groups:
+        for p in group["params"]:
+            name = next(name for name, q in model.named_parameters() if q is p)
+            rows, columns = group["rows"], p.shape[1]
+            for old, new, g in zip(*(t.split(rows) for t in (before[name], p.detach(), p.grad)), strict=True):
+                step = 0.1 * max(1, rows / columns) ** 0.5 * orthogonalize(g[None])[0]
+                torch.testing.assert_close(new, old * (1 - 0.1 * 0.5) - step, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 16), (2, 16, 64)])
 def test_orthogonalize_keeps_the_directions_and_evens_their_lengths(shape):
     """Against the exact U Vᵀ of an SVD: Polar Express' three steps take [0.001, 1] into [0.14, 1.86]."""

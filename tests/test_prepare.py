@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -334,3 +335,31 @@ def test_a_full_disk_is_named_with_its_folder_and_leaves_nothing(workspace, caps
 def test_unknown_characters_never_reach_the_table():
     with pytest.raises(DataError):
         CharTokenizer("ab").encode("abc")
+
+
+def test_pieces_that_take_longer_stay_in_their_place():
+    """Several threads encode ahead, and no more pieces are read than they have work for."""
+    read = []
+
+    def pieces():
+        for number in range(200):
+            read.append(number)
+            yield str(number)
+
+    class Slow:
+        def encode(self, piece):
+            time.sleep(0.002 * (int(piece) % 5))
+            return [int(piece)]
+
+    for number, (piece, ids) in enumerate(prepare.encoded(pieces(), Slow())):
+        assert piece == str(number) and ids == [number]
+        assert len(read) <= number + 2 * os.cpu_count() + 2
+
+
+def test_what_one_thread_cannot_encode_is_an_error():
+    class Broken:
+        def encode(self, piece):
+            raise DataError(f"{piece} is unknown")
+
+    with pytest.raises(DataError, match="x is unknown"):
+        list(prepare.encoded(["x"], Broken()))

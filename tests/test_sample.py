@@ -1,6 +1,9 @@
 """The command that lets a model write: what reaches the terminal, and what it refuses."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,3 +163,13 @@ def test_a_conversation_may_begin_with_a_text(trained, monkeypatch, capsys):
     Path("p.txt").write_text("o menino", encoding="utf-8")
     one = converse(monkeypatch, capsys, "", "/quit", argv=["--start=FILE:p.txt"])
     assert one == converse(monkeypatch, capsys, "o menino", "/quit")
+
+
+def test_the_compiler_is_not_loaded_to_write_a_text(tiny, run):
+    """A model on the meta device, made to compare shapes, once loaded torch._dynamo: a second more for each start."""
+    train.main(run(max_iters=1))
+    code = "import sys, sample; sample.main(sys.argv[1:]); print('torch._dynamo' in sys.modules)"
+    command = [sys.executable, "-c", code, "--out_dir=out", "--num_samples=1", "--max_new_tokens=1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(sample.__file__).parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -1,0 +1,57 @@
+"""Memory that is kept, and memory that is not there."""
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from memory import keep_freed_memory, memory_guard
+from model import DeviceError
+
+ROOT = Path(__file__).parent.parent
+# Page faults while 64 MB are taken and given back ten times, the first time not counted.
+FAULTS = """
+import resource, sys, torch
+from memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can be told to keep memory"
+)
+def test_freed_memory_is_used_again():
+    def faults(how):
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("kept") < 500 < 2000 < faults("not")
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    """ctypes.CDLL(None) is an error on Windows."""
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    for platform in ("win32", "darwin"):
+        monkeypatch.setattr(sys, "platform", platform)
+        keep_freed_memory()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
+                         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])  # fmt: skip
+def test_no_memory_is_said_with_advice(error):
+    with pytest.raises(DeviceError, match=r"out of memory: half the batch"), memory_guard("half the batch"):
+        raise error
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(RuntimeError, match="something else"), memory_guard("half the batch"):
+        raise RuntimeError("something else")
