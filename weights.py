@@ -49,11 +49,11 @@ def config_of(content):
 def check_architecture(content, wanted, resume):
     """Raise CheckpointError where the ModelConfig `wanted` asks for what the weights cannot become.
 
-    In the middle of a run nothing but dropout may change. A new run may have a shorter block_size, a longer one with
+    In the middle of a run nothing but what leaves the weights alone may change. A new run may have a shorter block_size, a longer one with
     rotary positions, and another norm, MLP, position, bias or number of key and value heads (see `adapt`).
     """
     old = config_of(content)
-    free = {"dropout"} if resume else set(vars(old)) - set(FIXED)
+    free = {"dropout", "embedding_std"} if resume else set(vars(old)) - set(FIXED)
     if wanted.position == "learned" and wanted.block_size > old.block_size:
         free -= {"block_size"}
     conflicts = [
@@ -127,7 +127,8 @@ def build(content, wanted=None, seed=0):
         fates = adapt(model, content["model"], old)
     except (TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {error}") from error
-    if replace(wanted, dropout=0.0, block_size=1) != replace(old, dropout=0.0, block_size=1):
+    of_no_weight = {"dropout": 0.0, "block_size": 1, "embedding_std": 0.0}
+    if replace(wanted, **of_no_weight) != replace(old, **of_no_weight):
         return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items()]
     if "dropped" in fates:
         raise CheckpointError(

@@ -295,3 +295,13 @@ def test_fine_tuning_into_a_modern_model_reports_the_loss_before(tiny, run, caps
     config = checkpoint.load("modern/latest.pt")["model_config"]
     assert (config["position"], config["n_kv_head"]) == ("rope", 1)
     sample.main(["--out_dir=modern", "--device=cpu", "--max_new_tokens=40", "--start=o"])
+
+
+def test_how_embeddings_began_is_no_other_architecture(tiny, run, capsys):
+    train.main(run(max_iters=2))
+    train.main(run(init_from="out", out_dir="new", embedding_std=0.3, max_iters=0))
+    assert "copied" not in capsys.readouterr().out
+    old, new = (checkpoint.load(f"{folder}/best.pt")["model"] for folder in ("out", "new"))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    train.main(["--init_from=resume", "--out_dir=out", "--embedding_std=0.3", "--max_iters=3"])
+    assert checkpoint.load("out/latest.pt")["step"] == 3
