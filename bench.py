@@ -163,7 +163,7 @@ def decode(options, model_config, train_config):
     bandwidth, processes = copy_bandwidth(device), start(options.peer, model_config, train_config)
     for rows in map(int, options.rows):
         for process in processes.values():
-            process("speed", rows, min(options.tokens, 50))
+            process("speed", rows, options.tokens)  # a decoder is made, and perhaps compiled, for this length
         speeds = in_turn(options.rounds, processes, "speed", rows, options.tokens)
         prefill_ms, bytes_read = processes["seuGPT"]("prefill", rows)
         floor = rows * bandwidth / bytes_read

@@ -49,8 +49,9 @@ def config_of(content):
 def check_architecture(content, wanted, resume):
     """Raise CheckpointError where the ModelConfig `wanted` asks for what the weights cannot become.
 
-    In the middle of a run nothing but what leaves the weights alone may change. A new run may have a shorter block_size, a longer one with
-    rotary positions, and another norm, MLP, position, bias or number of key and value heads (see `adapt`).
+    In the middle of a run nothing may change but what no weight depends on. A new run may have a shorter block_size, a
+    longer one with rotary positions, and another norm, MLP, position, bias or number of key and value heads (see
+    `adapt`).
     """
     old = config_of(content)
     free = {"dropout", "embedding_std"} if resume else set(vars(old)) - set(FIXED)
