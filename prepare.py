@@ -155,13 +155,13 @@ def prepare(options):
     if options.input is None:
         with filling(folder):
             obtain(name, folder / "input.txt")
-    text = Text(find_files(options.input or folder / "input.txt"), separator)
+    text = Text(find_files(options.input or folder / "input.txt"), separator, choice == "char")
     if options.val_input is None:
         # nanoGPT's split, counted in characters: the first 90% train
         boundary = int(text.characters * (1 - options.val_fraction))
         parts = {"train": (text, 0, boundary), "val": (text, boundary, text.characters)}
     else:
-        val_text = Text(find_files(options.val_input), separator)
+        val_text = Text(find_files(options.val_input), separator, choice == "char")
         parts = {"train": (text, 0, text.characters), "val": (val_text, 0, val_text.characters)}
     for split, (part, start, stop) in parts.items():
         if start == stop:

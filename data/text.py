@@ -77,14 +77,15 @@ def read_file(path, on_bytes=lambda piece: None):
 class Text:
     """The text of some files with a separator between them; it can be read any number of times, in pieces."""
 
-    def __init__(self, files, separator):
-        """Reads everything once: counts characters, collects the alphabet and the checksum of the files' bytes."""
+    def __init__(self, files, separator, alphabet=False):
+        """Reads everything once: counts characters, makes the checksum of the bytes and, if wanted, the alphabet."""
         self.files, self.separator = files, separator
         sha256 = hashlib.sha256()
         self.characters, self.alphabet = 0, set()
         for piece in self.pieces(on_bytes=sha256.update):
             self.characters += len(piece)
-            self.alphabet.update(piece)
+            if alphabet:
+                self.alphabet.update(piece)
         self.sha256 = sha256.hexdigest()
 
     def pieces(self, start=0, stop=None, on_bytes=lambda piece: None):

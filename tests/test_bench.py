@@ -100,7 +100,7 @@ def test_transformers_runs_beside_us(docs):
 def test_a_race_ends_when_the_whole_validation_split_reaches_the_target(docs, capsys):
     """Both learn from the same batches; the clock and the steps are of training alone."""
     shape = " ".join(QUICK)
-    run = f"quick.py {shape} --max_iters=60 --warmup_iters=2 --learning_rate=1e-2"
+    run = f"quick.py {shape} --max_iters=300 --warmup_iters=2 --learning_rate=1e-3"
     options = ["--peer=peer", "--target=4.0", "--interval=5", "--seeds=2", "--results=results.jsonl"]
     bench.main(["race", f"--config={run}", *options])
     lines = results()
