@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import model
 from data.tokenizer import CharTokenizer, train_bpe
 from generation import Decoder, Sampling, TextStream, generate, next_token, penalize
 from model import GPT, ModelConfig
@@ -125,17 +126,16 @@ def restarted(net, ids, length):
 
 def sliding(net, ids):
     """With rotary positions each token attends to the last L, itself included: the same network, another mask."""
-    attention, L = F.scaled_dot_product_attention, net.config.block_size
 
-    def banded(q, k, v, mask, dropout, is_causal, enable_gqa):
+    def banded(q, k, v, mask, dropout):
         T = q.shape[2]
-        band = torch.ones(T, T, dtype=torch.bool).tril().triu(1 - L)
-        return attention(q, k, v, band, enable_gqa=enable_gqa)
+        band = torch.ones(T, T, dtype=torch.bool).tril().triu(1 - net.config.block_size)
+        return F.scaled_dot_product_attention(q, k, v, band, enable_gqa=True)
 
     wide = GPT(ModelConfig(**{**vars(net.config), "block_size": len(ids)}))
     wide.load_state_dict(net.state_dict())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", banded)
+        patch.setattr(model, "attention", banded)
         return wide.eval()(torch.tensor([ids]))[0][0, -1]
 
 

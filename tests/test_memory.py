@@ -12,7 +12,7 @@ from memory import keep_freed_memory, memory_guard
 from model import DeviceError
 
 ROOT = Path(__file__).parent.parent
-# Page faults while 64 MB are taken and given back ten times, the first time not counted.
+# Page faults while 64 MB are taken and given back ten times.
 FAULTS = """
 import resource, sys, torch
 from memory import keep_freed_memory
@@ -34,7 +34,7 @@ def test_freed_memory_is_used_again():
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("kept") < 500 < 2000 < faults("not")
+    assert 3 * faults("kept") < faults("not")
 
 
 def test_elsewhere_nothing_happens(monkeypatch):
