@@ -1,5 +1,5 @@
 # Tiny Shakespeare by characters on a laptop, 0.4M parameters, in seconds. Data: python prepare.py shakespeare_char
-# Expect: EXPECT
+# Expect: validation loss 1.83 (20 batches) after 4 seconds of training, 10 of the whole command, on 2 CPU cores.
 out_dir = "out-fast-shakespeare-char-cpu"
 dataset = "shakespeare_char"
 

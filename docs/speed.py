@@ -45,9 +45,10 @@ def races(results):
     rows = []
     for (_, name), group in runs.items():
         reached = [r["steps"] for r in group if r["steps"]]
+        name = name if len(name) < 60 else f"{name.split()[0]} with `E2`"
         rows.append([
-            f"`{name}`", f"{group[0]['parameters']:,}", len(group), spread([r["seconds"] for r in group]),
-            f"{len(reached)} of {len(group)}", statistics.median(reached) if reached else "",
+            name, f"{group[0]['parameters']:,}", len(group), spread([r["seconds"] for r in group]),
+            f"{len(reached)} of {len(group)}", f"{statistics.median(reached):.0f}" if reached else "",
             f"{min(r['loss'] for r in group):.4f} to {max(r['loss'] for r in group):.4f}",
         ])  # fmt: skip
     head = ["run", "parameters", "seeds", "seconds of training", "reached 1.898", "in steps", "loss at the end"]
@@ -77,6 +78,20 @@ def costs(results):
     ])  # fmt: skip
 
 
+def ladder(results):
+    """The end of each run, by what was changed; the first is the preset itself."""
+    runs = {}
+    for result in results:
+        change = result["contender"].partition(" ")[2].strip()
+        runs.setdefault(change, []).append(result)
+    rows = [
+        [f"`{change}`" if change else "the preset", f"{statistics.mean(r['loss'] for r in group):.3f}",
+         ", ".join(f"{r['loss']:.3f}" for r in group), f"{statistics.median(r['seconds'] for r in group):.1f}"]
+        for change, group in runs.items()
+    ]  # fmt: skip
+    return table(["`CHANGE`", "loss", "by seed", "seconds of training"], rows)
+
+
 def plot(results, key, label, path):
     """Tokens per second and memory against one property of the run."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -98,6 +113,7 @@ def main():
         "race": races([r for r in cpu if r["bench"] == "race"]),
         "decode": decodes([r for r in cpu if r["bench"] == "decode"]),
         "prepare": prepares([r for r in cpu if r["bench"] == "prepare"]),
+        "ladder": ladder(read("ladder.jsonl")),
         "size": costs(size),
         "context": costs(context),
     }
