@@ -12,17 +12,18 @@ from memory import keep_freed_memory, memory_guard
 from model import DeviceError
 
 ROOT = Path(__file__).parent.parent
-# Page faults while 64 MB are taken and given back ten times.
+# Page faults while 64 MB are taken, the fewest of ten times: the system may take pages back in between.
 FAULTS = """
 import resource, sys, torch
 from memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
-torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+faults = []
+for _ in range(11):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
@@ -34,7 +35,7 @@ def test_freed_memory_is_used_again():
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
-    assert 3 * faults("kept") < faults("not")
+    assert faults("kept") < 100 < faults("not")
 
 
 def test_elsewhere_nothing_happens(monkeypatch):
