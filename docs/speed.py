@@ -100,7 +100,8 @@ def plot(results, key, label, path):
     left.loglog(x, [r["tokens_per_s"] for r in results], "o-", color="#0072b2")
     left.set(xlabel=label, ylabel="tokens per second, training")
     right.semilogx(x, [r["peak_memory_bytes"] / 1e6 for r in results], "s-", color="#d55e00")
-    right.set(xlabel=label, ylabel="peak memory (MB)", ylim=(0, None))
+    top = max(r["peak_memory_bytes"] for r in results) / 1e6
+    right.set(xlabel=label, ylabel="peak memory (MB)", ylim=(0, 1.1 * top))
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=110)
