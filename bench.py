@@ -27,10 +27,10 @@ from config import ConfigError
 from contenders import Process
 from data import DataError
 from data.corpora import obtain
-from hardware import copy_bandwidth, matmul_flops, peak_flops, record
+from hardware import copy_bandwidth, matmul_flops, peak_flops, record, spread
 from memory import memory_guard
 from model import DeviceError, ModelConfig, pick_device
-from peers import entries, in_turn, start
+from peers import entries, in_turn, ratios, start
 from train import TrainConfig, TrainingError
 
 
@@ -38,24 +38,22 @@ from train import TrainConfig, TrainingError
 class Bench:
     results: Annotated[str | None, "file to which each result is appended as one JSON object"] = None
 
+    def problems(self):
+        return [f"{k}={v} must be at least 1" for k, v in vars(self).items() if type(v) is int and v < 1]
+
     def __post_init__(self):
-        values = vars(self)
-        problems = [f"{k}={v} must be at least 1" for k, v in values.items() if type(v) is int and v < 1]
-        if (peer := values.get("peer")) not in (None, "transformers") and not (Path(peer) / "model.py").is_file():
-            problems.append(f"peer={peer} is neither transformers nor a folder with nanoGPT's model.py")
-        if "target" in values and not (self.config and self.target > 0):
-            problems.append(f"a race needs --config=FILE, once for each run, and --target=LOSS; target={self.target}")
-        wrong = [n for n in values.get("rows", ()) if not n.isdecimal() or int(n) < 1]
-        problems += [f"rows={n} must be an integer of at least 1" for n in wrong]
-        if values.get("input") is not None and not Path(self.input).is_file():
-            problems.append(f"input={self.input} is no file")
-        if problems:
+        if problems := self.problems():
             raise ValueError("\n".join(problems))
 
 
 @dataclass(frozen=True)
 class WithPeer(Bench):
     peer: Annotated[str | None, "transformers, or the folder of nanoGPT's source: measured in turn with us"] = None
+
+    def problems(self):
+        known = self.peer in (None, "transformers") or (Path(self.peer) / "model.py").is_file()
+        wrong = f"peer={self.peer} is neither transformers nor a folder with nanoGPT's model.py"
+        return super().problems() + ([] if known else [wrong])
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,20 @@ class RaceBench(WithPeer):
     seeds: Annotated[int, "runs of each contender"] = 3
     interval: Annotated[int | None, "steps between evaluations, off the clock; None: a 20th of the run"] = None
 
+    def problems(self):
+        wrong = f"a race needs --config=FILE, once for each run, and --target=LOSS; target={self.target}"
+        return super().problems() + ([] if self.config and self.target > 0 else [wrong])
+
 
 @dataclass(frozen=True)
 class DecodeBench(WithPeer):
     tokens: Annotated[int, "to write in each row"] = 500
     rows: Annotated[tuple[str, ...], "how many at once; may be given several times"] = ("1", "10", "64")
     rounds: Annotated[int, "turns of each contender, whose median is told"] = 5
+
+    def problems(self):
+        wrong = [n for n in self.rows if not n.isdecimal() or int(n) < 1]
+        return super().problems() + [f"rows={n} must be an integer of at least 1" for n in wrong]
 
 
 @dataclass(frozen=True)
@@ -87,19 +93,14 @@ class PrepareBench(Bench):
     tokenizer: Annotated[tuple[str, ...], "of prepare.py; may be given several times"] = ("char", "gpt2")
     rounds: Annotated[int, "runs for each tokenizer, whose median is told"] = 5
 
+    def problems(self):
+        wrong = self.input is not None and not Path(self.input).is_file()
+        return super().problems() + ([f"input={self.input} is no file"] if wrong else [])
+
 
 @dataclass(frozen=True)
 class SuiteBench(WithPeer):
     smoke: Annotated[bool, "every path at tiny sizes on the CPU, to see that it works"] = False
-
-
-def spread(values, form):
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
-def ratios(ours, theirs):
-    """Ours over theirs, round by round."""
-    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def step(options, model_config, train_config):
@@ -150,7 +151,10 @@ def race(options):
             seconds[name].append(result["seconds"])
             reached = f"in {result['steps']} steps" if result["steps"] else "NOT REACHED"
             compiling = f" and {result['compile_seconds']:.1f} s to compile" if result["compile_seconds"] else ""
-            print(f"seed {seed}, {name}: {result['seconds']:.2f} s{compiling}, {reached}, loss {result['loss']:.4f}")
+            print(
+                f"seed {seed}, {name}: {result['seconds']:.2f} s{compiling}, {reached}, loss {result['loss']:.4f}",
+                flush=True,
+            )
             record(options.results, pick_device(train_config.device), bench="race", contender=name, seed=seed, **result)
     for name, values in seconds.items():
         times = ratios(values, seconds[field[0][0]])

@@ -20,8 +20,7 @@ from distributed import Ranks
 from generation import Decoder, Sampling, generate
 from log import RunLog
 from memory import keep_freed_memory
-from model import IGNORE, pick_device, pick_dtype
-from optimizer import learning_rate
+from model import pick_device, pick_dtype
 from train import Trainer, build_model
 
 
@@ -31,15 +30,17 @@ def synchronize(device):
 
 
 class Contender:
-    """A model that is trained; what differs is in the classes below."""
+    """A model that is trained: `step`, `evaluate` and `write` are the classes' own."""
 
     def __init__(self, model_config, options):
         self.options = replace(options, eval_only=True, eval_iters=0)  # writes nothing, and evaluates the whole split
         self.device = pick_device(options.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # as all of them do
         self.dataset = Dataset(dataset_path(options.dataset))
         V = model_config.vocab_size or self.dataset.tokenizer.vocab_size
         self.config = replace(model_config, vocab_size=V)
-        self.index, self.decoders, self.compile_seconds = 0, {}, 0.0
+        self.index, self.compile_seconds = 0, 0.0
 
     def steps(self, count):
         """Milliseconds of each of so many steps, waiting for the device after each."""
@@ -66,39 +67,6 @@ class Contender:
                 return {"seconds": seconds, "steps": self.index, "loss": loss, "history": history}
         return {"seconds": seconds, "steps": None, "loss": loss, "history": history}
 
-    def batch(self):
-        options = self.options
-        arrays = self.dataset.batch("train", self.index, options.batch_size, self.config.block_size, options.seed)
-        return [torch.from_numpy(array).to(self.device) for array in arrays]
-
-    @torch.no_grad()
-    def evaluate(self):
-        """Mean loss over the whole validation split."""
-        self.model.eval()
-        total, count = 0.0, 0
-        for x, y in self.dataset.evaluation_batches("val", 0, 64, self.config.block_size):
-            with self.autocast:
-                loss = self.loss(torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device))
-            tokens = int((y != IGNORE).sum())
-            total, count = total + loss.item() * tokens, count + tokens
-        self.model.train()
-        return total / count
-
-    def step(self):
-        """One optimizer step, by the loop that all trainers of this kind share."""
-        options = self.options
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.index, options)
-        for _ in range(options.gradient_accumulation_steps):
-            with self.autocast:
-                loss = self.loss(*self.batch()) / options.gradient_accumulation_steps
-            loss.backward()
-        if options.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.index += 1
-
     def speed(self, batch_size, tokens):
         """Tokens per second of writing so many tokens in so many rows at once, after one token."""
         self.model.eval()
@@ -121,16 +89,14 @@ class Contender:
 class SeuGPT(Contender):
     def __init__(self, model_config, options):
         super().__init__(model_config, options)
-        self.dtype = pick_dtype(options.dtype, self.device, training=True)
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")
+        self.dtype, self.decoders = pick_dtype(options.dtype, self.device, training=True), {}
         keep_freed_memory()
         self.model, _ = build_model(model_config, options, None, self.dataset.tokenizer)
         start = time.perf_counter()
         log = RunLog(self.options, silent=True)
         self.trainer = Trainer(self.model, self.options, self.dataset, Ranks(), self.device, self.dtype, log)
         self.trainer.restart_clock()
-        if options.compile is True or (options.compile == "auto" and self.device.type == "cuda"):
+        if options.compiles(self.device):
             self.compile_seconds = time.perf_counter() - start
 
     def step(self):
@@ -161,7 +127,7 @@ class SeuGPT(Contender):
             with self.trainer.autocast:
                 loss = self.model(x, y)[1]
             mark()
-            loss.backward()
+            self.trainer.scaler.scale(loss).backward()
             mark()
             self.trainer.update()
             mark()

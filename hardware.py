@@ -85,3 +85,8 @@ def record(path, device, **result):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({**result, **machine(device), "command": command}) + "\n")
+
+
+def spread(values, form):
+    """What rounds came to: the median (lowest to highest)."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

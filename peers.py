@@ -7,9 +7,49 @@ import torch
 
 from contenders import Contender, Process, SeuGPT
 from model import IGNORE, pick_dtype
+from optimizer import learning_rate
 
 
-class NanoGPT(Contender):
+class Peer(Contender):
+    """One that brings a model, a `loss(x, y)`, an autocast and an optimizer; the loop around them is the usual one."""
+
+    def batch(self, micro_step):
+        """The same tokens as seuGPT's micro-batch of that number."""
+        options = self.options
+        index = self.index * options.gradient_accumulation_steps + micro_step
+        arrays = self.dataset.batch("train", index, options.batch_size, self.config.block_size, options.seed)
+        return [torch.from_numpy(array).to(self.device) for array in arrays]
+
+    def step(self):
+        """One optimizer step, by the loop that all trainers of this kind share."""
+        options = self.options
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.index, options)
+        for micro_step in range(options.gradient_accumulation_steps):
+            with self.autocast:
+                loss = self.loss(*self.batch(micro_step)) / options.gradient_accumulation_steps
+            loss.backward()
+        if options.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.index += 1
+
+    @torch.no_grad()
+    def evaluate(self):
+        """Mean loss over the whole validation split."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for x, y in self.dataset.evaluation_batches("val", 0, 64, self.config.block_size):
+            with self.autocast:
+                loss = self.loss(torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device))
+            tokens = int((y != IGNORE).sum())
+            total, count = total + loss.item() * tokens, count + tokens
+        self.model.train()
+        return total / count
+
+
+class NanoGPT(Peer):
     """nanoGPT's own model and optimizer, from its source at `path`; as its train.py does, float32 on the CPU."""
 
     def __init__(self, path, model_config, options):
@@ -20,8 +60,6 @@ class NanoGPT(Contender):
         spec.loader.exec_module(module)
         self.dtype = torch.bfloat16 if cuda else torch.float32
         self.autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=cuda)
-        if cuda:
-            torch.set_float32_matmul_precision("high")
         torch.manual_seed(options.seed)
         shape = module.GPTConfig(c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.dropout, c.bias)
         self.model = module.GPT(shape).to(self.device)
@@ -30,7 +68,7 @@ class NanoGPT(Contender):
             options.weight_decay, options.learning_rate, betas, self.device.type
         )
         self.compiled = self.model
-        if options.compile is True or (options.compile == "auto" and cuda):
+        if options.compiles(self.device):
             self.compiled = torch.compile(self.model)
 
     def loss(self, x, y):
@@ -44,7 +82,7 @@ class NanoGPT(Contender):
             self.model.generate(start, tokens, temperature=0.8, top_k=200)
 
 
-class Transformers(Contender):
+class Transformers(Peer):
     """GPT2LMHeadModel of the same shape, with torch's fused AdamW; float32 on the CPU, as it comes."""
 
     def __init__(self, model_config, options):
@@ -97,3 +135,8 @@ def in_turn(rounds, processes, method, *arguments):
         for name, process in processes.items():
             results[name].append(process(method, *arguments))
     return results
+
+
+def ratios(ours, theirs):
+    """Ours over theirs, round by round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]

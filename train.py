@@ -80,16 +80,17 @@ class TrainConfig:
     def __post_init__(self):
         counts = ("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "cooldown_iters", "seed")
         rates = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2")
-        lowest = dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
-        lowest |= dict.fromkeys(counts + rates, 0)
+        lowest = dict.fromkeys(counts + rates, 0)
+        lowest |= dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
         problems = [f"{k}={vars(self)[k]} must be at least {low}" for k, low in lowest.items() if vars(self)[k] < low]
         problems += [f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1]
-        if self.seed >= 2**63:
-            problems.append(f"seed={self.seed} must be below 2**63")
-        if not self.out_dir:
-            problems.append("out_dir= is empty")
+        problems += [f"seed={self.seed} must be below 2**63"] if self.seed >= 2**63 else []
+        problems += [] if self.out_dir else ["out_dir= is empty"]
         if problems:
             raise ValueError("\n".join(problems))
+
+    def compiles(self, device):
+        return self.compile is True or (self.compile == "auto" and device.type == "cuda")
 
     def tokens_per_step(self, block_size):
         return self.gradient_accumulation_steps * self.batch_size * block_size
@@ -111,7 +112,7 @@ class Trainer:
         if ranks.world_size > 1:
             self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
         log.say(f"device {device}, {str(dtype).removeprefix('torch.')}")
-        if options.compile is True or (options.compile == "auto" and device.type == "cuda"):
+        if options.compiles(device):
             log.say("compiling the model, which takes a minute ...")
             failure = compile_model(self.bare, lambda: self.backward(*self.batch(0)))
             if failure:
@@ -277,9 +278,9 @@ class Trainer:
         folder = Path(self.options.out_dir)
         if best:
             checkpoint.save(folder / "best.pt", content)
-        state = {"optimizer": [optimizer.state_dict() for optimizer in self.optimizers]}
-        state |= {"scaler": self.scaler.state_dict(), "generators": generators, "best_val_loss": self.best_val_loss}
-        checkpoint.save(folder / "latest.pt", {**content, **state})
+        content["optimizer"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        content |= {"scaler": self.scaler.state_dict(), "generators": generators, "best_val_loss": self.best_val_loss}
+        checkpoint.save(folder / "latest.pt", content)
 
     def restore(self, content):
         """Go on where latest.pt was written."""

@@ -13,6 +13,7 @@ from config.values import checked
 from data.tokenizer import load_tokenizer
 from model import GPT, ModelConfig
 
+FREE = {"dropout": 0.0, "embedding_std": 0.0}  # what no weight depends on
 FIXED = ("vocab_size", "n_layer", "n_head", "n_embd")  # nothing can be taken over into another size
 
 
@@ -54,7 +55,7 @@ def check_architecture(content, wanted, resume):
     `adapt`).
     """
     old = config_of(content)
-    free = {"dropout", "embedding_std"} if resume else set(vars(old)) - set(FIXED)
+    free = set(FREE) if resume else set(vars(old)) - set(FIXED)
     if wanted.position == "learned" and wanted.block_size > old.block_size:
         free -= {"block_size"}
     conflicts = [
@@ -128,8 +129,7 @@ def build(content, wanted=None, seed=0):
         fates = adapt(model, content["model"], old)
     except (TypeError, AttributeError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {error}") from error
-    of_no_weight = {"dropout": 0.0, "block_size": 1, "embedding_std": 0.0}
-    if replace(wanted, **of_no_weight) != replace(old, **of_no_weight):
+    if replace(wanted, **FREE, block_size=1) != replace(old, **FREE, block_size=1):
         return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items()]
     if "dropped" in fates:
         raise CheckpointError(

@@ -6,10 +6,15 @@ python docs/speed.py
 import json
 import re
 import statistics
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from hardware import spread
 
 DOCS = Path(__file__).parent
 
@@ -24,17 +29,13 @@ def table(head, rows):
     return "\n".join(lines)
 
 
-def spread(values, form=".2f"):
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
-
-
 def steps(results):
     """One row a measurement of a peer: ours and theirs were measured in turn."""
     rows = []
     for ours, theirs in pairwise(results):
         if theirs["contender"] != "seuGPT":
             times = [f"{r['step_ms']:.1f} ({r['dtype']})" for r in (theirs, ours)]
-            rows.append([theirs["contender"], *times, spread(theirs["ratios"]), f"{ours['floor_ms']:.1f}"])
+            rows.append([theirs["contender"], *times, spread(theirs["ratios"], ".2f"), f"{ours['floor_ms']:.1f}"])
     return table(["peer", "its step, ms", "ours, ms", "ratio", "our floor, ms"], rows)
 
 
@@ -47,7 +48,7 @@ def races(results):
         reached = [r["steps"] for r in group if r["steps"]]
         name = name if len(name) < 60 else f"{name.split()[0]} with `E2`"
         rows.append([
-            name, f"{group[0]['parameters']:,}", len(group), spread([r["seconds"] for r in group]),
+            name, f"{group[0]['parameters']:,}", len(group), spread([r["seconds"] for r in group], ".2f"),
             f"{len(reached)} of {len(group)}", f"{statistics.median(reached):.0f}" if reached else "",
             f"{min(r['loss'] for r in group):.4f} to {max(r['loss'] for r in group):.4f}",
         ])  # fmt: skip
@@ -61,7 +62,9 @@ def decodes(results):
         if theirs["contender"] != "seuGPT":
             speeds = [f"{r['tokens_per_s']:,.0f}" for r in (theirs, ours)]
             floor = f"{ours['floor_tokens_per_s']:,.0f}"
-            rows.append([theirs["contender"], ours["compile"], ours["rows"], *speeds, spread(theirs["ratios"]), floor])
+            rows.append(
+                [theirs["contender"], ours["compile"], ours["rows"], *speeds, spread(theirs["ratios"], ".2f"), floor]
+            )
     return table(["peer", "`--compile`", "rows", "its tokens/s", "ours", "ratio", "our floor"], rows)
 
 
