@@ -188,12 +188,16 @@ def prepare(options):
         path = Path(folder) / "text.txt"
         if options.input is None:
             obtain("python_docs", path)
-        path.write_bytes(Path(options.input or path).read_bytes() * options.repeat)
-        size = path.stat().st_size
+        size = path.write_bytes(Path(options.input or path).read_bytes() * options.repeat)
         for tokenizer in options.tokenizer:
             seconds = []
-            script = str(Path(__file__).parent / "prepare.py")
-            command = [sys.executable, script, "bench", f"--input={path}", f"--tokenizer={tokenizer}"]
+            command = [
+                sys.executable,
+                Path(__file__).with_name("prepare.py"),
+                "bench",
+                f"--input={path}",
+                f"--tokenizer={tokenizer}",
+            ]
             for _ in range(options.rounds):
                 began = time.perf_counter()
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -241,8 +245,7 @@ def main(argv=None):
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     with config.command(DataError, CheckpointError, DeviceError, TrainingError):
         if name in ("-h", "--help"):
-            print(__doc__)
-            return
+            return print(__doc__)
         if name not in COMMANDS:
             raise ConfigError(f"{name} is none of {', '.join(COMMANDS)}; see python bench.py --help")
         run, *classes = COMMANDS[name]

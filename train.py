@@ -244,8 +244,8 @@ class Trainer:
         if weights.config_of(content).block_size < self.bare.config.block_size:
             self.log.say("the weights as they were cannot read so long a context: no loss of before")
             return
-        original, _ = weights.build(content)
-        loss = self.evaluate(original.to(self.device).eval(), ("val",))["val"]
+        original = weights.build(content)[0].to(self.device).eval()
+        loss = self.evaluate(original, ("val",))["val"]
         self.log.say(f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0")
 
     def sample(self):
@@ -275,12 +275,11 @@ class Trainer:
             "step": self.step,
             "val_loss": val_loss,
         }
-        folder = Path(self.options.out_dir)
         if best:
-            checkpoint.save(folder / "best.pt", content)
+            checkpoint.save(Path(self.options.out_dir) / "best.pt", content)
         content["optimizer"] = [optimizer.state_dict() for optimizer in self.optimizers]
         content |= {"scaler": self.scaler.state_dict(), "generators": generators, "best_val_loss": self.best_val_loss}
-        checkpoint.save(folder / "latest.pt", content)
+        checkpoint.save(Path(self.options.out_dir) / "latest.pt", content)
 
     def restore(self, content):
         """Go on where latest.pt was written."""
