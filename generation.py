@@ -92,6 +92,8 @@ class Decoder:
         """
         self.model, self.batch_size, self.failure = model, batch_size, None
         self.cache = model.make_cache(batch_size, min(length, model.config.block_size))
+        for module in model.modules():  # where Python looks first: nn.Module's own search takes a tenth of a step
+            vars(module).update([*module.named_parameters(recurse=False), *module.named_children()])
         self.step = self.eager_step
         if compile:
             try:

@@ -196,7 +196,7 @@ def attention(q, k, v, mask, dropout):
     Written out in training on the CPU, where torch's kernel is slow (docs/SPEED.md), as long as T x T weights are few.
     """
     B, nh, T, hs = q.shape
-    if mask is not None or not q.is_cpu or T > 256:
+    if mask is not None or not q.is_cpu or T > 512:
         grouped = k.shape[1] < nh
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
     q = q.reshape(B * k.shape[1], -1, hs)  # (B nkv, nh/nkv T, hs): queries that share keys, one head below the other
