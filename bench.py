@@ -24,7 +24,7 @@ import torch
 import config
 from checkpoint import CheckpointError
 from config import ConfigError
-from contenders import Process
+from contenders import Process, run_of
 from data import DataError
 from data.corpora import obtain
 from hardware import copy_bandwidth, matmul_flops, peak_flops, record, spread
@@ -142,8 +142,7 @@ def race(options):
     seconds = {name: [] for name, _, _ in field}
     for seed in range(options.seeds):
         for name, text, (_, kind, own) in field:
-            given = [*shlex.split(text), f"--seed={seed}"]
-            model_config, train_config = config.Options(given, ModelConfig, TrainConfig, description="").build()
+            model_config, train_config = run_of(text, seed)
             process = Process(kind, *own, model_config, train_config)
             interval = options.interval or max(train_config.max_iters // 20, 1)
             result = process("train_until", options.target, interval) | process("about")
@@ -190,14 +189,8 @@ def prepare(options):
             obtain("python_docs", path)
         size = path.write_bytes(Path(options.input or path).read_bytes() * options.repeat)
         for tokenizer in options.tokenizer:
-            seconds = []
-            command = [
-                sys.executable,
-                Path(__file__).with_name("prepare.py"),
-                "bench",
-                f"--input={path}",
-                f"--tokenizer={tokenizer}",
-            ]
+            seconds, given = [], [f"--input={path}", f"--tokenizer={tokenizer}"]
+            command = [sys.executable, Path(__file__).with_name("prepare.py"), "bench", *given]
             for _ in range(options.rounds):
                 began = time.perf_counter()
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

@@ -6,6 +6,7 @@ between two of them, its allocator and its threads cannot touch another's.
 
 import multiprocessing
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -14,19 +15,28 @@ from dataclasses import replace
 
 import torch
 
-from config import ConfigError
+from config import ConfigError, Options
 from data.dataset import Dataset, dataset_path
 from distributed import Ranks
 from generation import Decoder, Sampling, generate
 from log import RunLog
 from memory import keep_freed_memory
-from model import pick_device, pick_dtype
-from train import Trainer, build_model
+from model import ModelConfig, pick_device, pick_dtype
+from train import TrainConfig, Trainer, build_model
 
 
 def synchronize(device):
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def run_of(text, seed):
+    """(ModelConfig, TrainConfig) of a run, from what is typed after train.py. Raises ConfigError."""
+    try:
+        given = shlex.split(text)
+    except ValueError as error:  # a quotation mark that is not closed
+        raise ConfigError(f"config={text}: {error}") from None
+    return Options([*given, f"--seed={seed}"], ModelConfig, TrainConfig, description="").build()
 
 
 class Contender:

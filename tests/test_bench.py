@@ -121,6 +121,7 @@ def test_a_race_ends_when_the_whole_validation_split_reaches_the_target(docs, ca
         (["race", "--target=1.9"], ["--config=FILE"]),
         (["race", "--config=quick.py"], ["--target=LOSS"]),
         (["race", "--config=nothing.py", "--target=2"], ["nothing.py"]),
+        (["race", "--config=quick.py 'open", "--target=2"], ["config=quick.py 'open: No closing quotation"]),
         (["decode", "quick.py", "--rows=x"], ["rows=x"]),
         (["prepare", "--input=nothing.txt"], ["input=nothing.txt"]),
         (["prepare", "--tokenizer=foo", "--rounds=1"], ["tokenizer=foo"]),
