@@ -1,8 +1,11 @@
 """The built-in corpora: where each text comes from, and how it gets here whole."""
 
+import contextlib
 import hashlib
 import http.client
 import re
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -48,8 +51,9 @@ def obtain(name, path):
     if corpus.url is None:
         with replacing(path) as temporary:
             temporary.write_text(python_docs(), encoding="utf-8", newline="")
-    elif not (path.exists() and file_sha256(path) == corpus.sha256):
-        download(corpus, path, f"python prepare.py {name} --input=FILE")
+    else:
+        advice = f"Get that file another way and prepare it with: python prepare.py {name} --input=FILE"
+        download(path, advice, corpus.url, corpus.sha256, corpus.size)
 
 
 def python_docs():
@@ -70,32 +74,69 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def download(corpus, path, alternative):
-    """Fetch, compare the checksum, and only then give the file its name. urllib heeds https_proxy and its like."""
+class TransferError(Exception):
+    """What went wrong between the server and here. final: it would go no better the next time."""
+
+    def __init__(self, reason, final=False):
+        super().__init__(reason)
+        self.final = final
+
+
+def download(path, advice, url, sha256, size):
+    """Put the file at `url` into `path`, unless it is there: whole, and with this checksum, or not at all.
+
+    Raises DataError that ends in `advice` where the network is to blame, and OSError where the disk is.
+    """
+    if path.exists() and file_sha256(path) == sha256:
+        return
     for attempt in range(ATTEMPTS):
         time.sleep(2 ** (attempt - 1) if attempt else 0)
         try:
             with replacing(path) as temporary:
-                fetch(corpus, temporary)
-                if (found := file_sha256(temporary)) != corpus.sha256:
-                    raise DataError(f"the sha256 of what arrived is {found}, not {corpus.sha256}")
+                fetch(temporary, url, size)
+                if (found := file_sha256(temporary)) != sha256:
+                    raise TransferError(f"the sha256 of what arrived is {found}, not {sha256}")
             return
-        except (OSError, http.client.HTTPException, DataError) as error:  # URLError and timeouts are OSErrors
+        except TransferError as error:
             reason = error
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
-                break  # a 404 stays one
-    raise DataError(
-        f"cannot download {corpus.url} ({reason}). Get that file another way and prepare it with: {alternative}"
-    )
+            if error.final:
+                break
+    raise DataError(f"cannot download {url} ({reason}). {advice}")
 
 
-def fetch(corpus, path):
-    """One attempt. Raises OSError, HTTPException, or DataError when fewer bytes came than promised."""
-    with urllib.request.urlopen(corpus.url, timeout=TIMEOUT) as response, open(path, "wb") as file:
-        total = int(response.headers.get("Content-Length") or corpus.size)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="download", leave=False, disable=None) as bar:
+def fetch(path, url, size):
+    """One attempt. Raises TransferError, also where more or fewer than `size` bytes come."""
+    with (
+        open(path, "wb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc="download", leave=False, disable=None) as bar,
+    ):
+        for chunk in received(url):
+            file.write(chunk)
+            bar.update(len(chunk))
+            if file.tell() > size:  # some other page, and perhaps one without an end
+                raise TransferError(f"more than {size:,} bytes arrived")
+        if file.tell() < size:
+            raise TransferError(f"{file.tell():,} of {size:,} bytes arrived")
+
+
+def received(url):
+    """The bytes that a server sends, in pieces; urllib heeds https_proxy and its like. Raises TransferError."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT, context=certificates()) as response:
             while chunk := response.read(1 << 16):
-                file.write(chunk)
-                bar.update(len(chunk))
-        if file.tell() != total:
-            raise DataError(f"{file.tell():,} of {total:,} bytes arrived")
+                yield chunk
+    except urllib.error.HTTPError as error:
+        raise TransferError(error, final=error.code < 500 and error.code not in (408, 429)) from error  # a 404 stays
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
+        # Without a network no name has an address, and nobody wants to wait for that to be tried four times.
+        raise TransferError(error, final=isinstance(getattr(error, "reason", None), socket.gaierror)) from error
+
+
+def certificates():
+    """Those of the system, and certifi's, which tiktoken brings along: Python for macOS comes without any."""
+    context = ssl.create_default_context()
+    with contextlib.suppress(ImportError):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context

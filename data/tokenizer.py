@@ -2,18 +2,37 @@
 
 import base64
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import tiktoken
 
 from data import DataError
+from data.corpora import download
 from data.text import cut_between_words
 from data.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer, spec_of, write_bpe, write_chars
 
 # How GPT-2 cuts text into words before merging. A word never reaches past its last letter into white space,
 # which is what lets prepare.py cut a long text between words and still get the same tokens.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# What tiktoken downloads once, under the names that it keeps them by (the sha1 of their addresses). They are fetched
+# for it: tiktoken tries only once, and a server that falls silent would keep it waiting for ever.
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+GPT2_FILES = {
+    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": {
+        "url": GPT2_URL + "vocab.bpe",
+        "sha256": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        "size": 456_318,
+    },
+    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": {
+        "url": GPT2_URL + "encoder.json",
+        "sha256": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "size": 1_042_301,
+    },
+}
 
 
 class CharTokenizer:
@@ -91,14 +110,33 @@ def decode(tokenizer, ids):
 
 
 def gpt2_tokenizer():
-    """GPT-2's 50,257 tokens. tiktoken downloads them once; TIKTOKEN_CACHE_DIR names a folder that keeps them."""
+    """GPT-2's 50,257 tokens. They are downloaded once; TIKTOKEN_CACHE_DIR names a folder that keeps them."""
+    folder = gpt2_folder()
+    advice = (
+        "It is downloaded once: connect to the network, set TIKTOKEN_CACHE_DIR to a folder that has it, or use "
+        "--tokenizer=bpe, which needs no download"
+    )
     try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, file in GPT2_FILES.items():
+                download(folder / name, advice, **file)
         return BPETokenizer(tiktoken.get_encoding("gpt2"), {"kind": "gpt2"})
-    except Exception as error:  # requests' errors, or a checksum that does not match
+    except DataError as error:
+        raise DataError(f"cannot get GPT-2's vocabulary: {error}") from error
+    except OSError as error:
         raise DataError(
-            f"cannot get GPT-2's vocabulary ({type(error).__name__}). tiktoken downloads it once: connect to the "
-            "network, set TIKTOKEN_CACHE_DIR to a folder that has it, or use --tokenizer=bpe, which needs no download"
+            f"cannot keep GPT-2's vocabulary in {folder}: {error.strerror}. Set TIKTOKEN_CACHE_DIR to a folder of yours"
         ) from error
+    except Exception as error:  # tiktoken's own
+        raise DataError(f"cannot get GPT-2's vocabulary ({type(error).__name__}: {error}). {advice}") from error
+
+
+def gpt2_folder():
+    """Where tiktoken looks for its files; None: told to keep none, it downloads them itself each time."""
+    default = Path(tempfile.gettempdir(), "data-gym-cache")
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
+    return Path(folder) if folder != "" else None
 
 
 def bpe_tokenizer(ranks):

@@ -1,15 +1,11 @@
 """From text to .bin: nothing lost, nothing held in memory, and mistakes that are named."""
 
 import errno
-import hashlib
-import http.server
 import itertools
 import os
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -238,77 +234,6 @@ def test_memory_does_not_grow_with_the_text(workspace, tokenizer):
         assert status == 0
         peaks[name] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     assert peaks["large"] - peaks["small"] < 20 * 2**20, peaks
-
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `body`; `plan` lists what each request gets instead: a status, or "short"."""
-
-    body, plan = b"Era conveniente ao romance " * 1000, []
-
-    def do_GET(self):
-        step = type(self).plan.pop(0) if type(self).plan else 200
-        self.send_response(200 if step == "short" else step)
-        self.send_header("Content-Length", str(len(self.body)))
-        self.end_headers()
-        if step == 200:
-            self.wfile.write(self.body)
-        elif step == "short":
-            self.wfile.write(self.body[:100])
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def served(workspace, monkeypatch):
-    """A corpus named "served" on a real server on loopback."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    corpus = corpora.Corpus(
-        "char",
-        f"http://127.0.0.1:{server.server_port}/x",
-        hashlib.sha256(Server.body).hexdigest(),
-        len(Server.body),
-    )
-    monkeypatch.setitem(corpora.CORPORA, "served", corpus)
-    monkeypatch.setattr(corpora.time, "sleep", lambda seconds: None)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    Server.plan = []
-    yield corpus
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_download_is_tried_again_and_kept(served):
-    Server.plan = [500, "short"]
-    prepare.main(["served"])
-    assert Path("data/served/input.txt").read_bytes() == Server.body
-    Server.plan = [404]  # not asked again: the file is there and its checksum is right
-    prepare.main(["served"])
-    assert Server.plan == [404]
-
-
-@pytest.mark.parametrize(
-    "plan, words", [([404], "404"), (["short"] * 9, "of 27,000 bytes arrived"), ([500] * 9, "500")]
-)
-def test_a_download_that_fails_names_the_way_out_and_leaves_nothing(served, capsys, plan, words):
-    Server.plan = plan
-    message = refused(capsys, "served")
-    assert words in message and "python prepare.py served --input=FILE" in message
-    assert not Path("data/served").exists()
-
-
-def test_a_wrong_checksum_is_refused(served, capsys, monkeypatch):
-    monkeypatch.setitem(corpora.CORPORA, "served", replace(served, sha256="0" * 64))
-    assert "sha256" in refused(capsys, "served")
-    assert not Path("data/served").exists()
-
-
-def test_a_closed_network_is_one_message(workspace, capsys, monkeypatch):
-    closed = replace(corpora.CORPORA["shakespeare_char"], url="http://127.0.0.1:9/closed")
-    monkeypatch.setitem(corpora.CORPORA, "shakespeare_char", closed)
-    monkeypatch.setattr(corpora.time, "sleep", lambda seconds: None)
-    assert "--input=FILE" in refused(capsys, "shakespeare_char")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows says it in other words")

@@ -108,12 +108,3 @@ def test_without_rustbpe_the_install_command_is_given(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "rustbpe", None)
     with pytest.raises(DataError, match="python -m pip install rustbpe"):
         train_bpe(["x"], 300)
-
-
-def test_without_network_gpt2_says_what_to_do(monkeypatch):
-    def unreachable(name):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
-    with pytest.raises(DataError, match=r"TIKTOKEN_CACHE_DIR.*--tokenizer=bpe"):
-        gpt2_tokenizer()
