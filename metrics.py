@@ -11,9 +11,14 @@ def parse(line):
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or not all(isinstance(value, int | float) for value in values.values()):
+    if not isinstance(values, dict) or not all(map(is_number, values.values())):
         return None
-    return values if isinstance(values.get("step"), int) else None
+    return values if type(values.get("step")) is int and ("val_loss" in values) == ("train_loss" in values) else None
+
+
+def is_number(value):
+    """Whether it is one that a picture has a place for: no bool, no int beyond a float."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def read_metrics(path):

@@ -82,7 +82,7 @@ def ready_tokenizer(choice):
         return None
     if choice == "gpt2":
         return gpt2_tokenizer()
-    return load_tokenizer(read_spec(choice))
+    return load_tokenizer(read_spec(choice), choice)
 
 
 def encoded(pieces, tokenizer):

@@ -31,7 +31,8 @@ def load(source):
         return huggingface.read(path, source)
     if path.is_file() and path.suffix in (".json", ".safetensors"):
         raise CheckpointError(f"{source} is one file of a model; give its folder: {path.parent}")
-    return checkpoint.load(checkpoint.find(source))
+    content = checkpoint.load(checkpoint.find(source))
+    return {**content, "model_config": vars(config_of(content))}  # each value in its type, whoever wrote it
 
 
 def config_of(content):
@@ -74,7 +75,7 @@ def tokenizer_of(content):
     """The tokenizer that the weights were trained with. Raises CheckpointError, DataError."""
     if content["tokenizer"] is None:
         raise CheckpointError(f"{content['path']} has no tokenizer.json, without which its tokens mean nothing")
-    tokenizer = load_tokenizer(content["tokenizer"])
+    tokenizer = load_tokenizer(content["tokenizer"], content["path"])
     V = config_of(content).vocab_size
     if tokenizer.vocab_size > V:
         raise CheckpointError(
@@ -97,11 +98,27 @@ def check_tokenizer(content, spec, dataset):
     raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
 
 
+def is_plain(tensor):
+    """Whether it is an array of floating-point numbers, each of which was in the file.
+
+    Others would be cast without a word; and a view that repeats a number in place of many costs no disk, but memory.
+    """
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.dtype in huggingface.DTYPES
+        and (tensor.layout, tensor.device.type) == (torch.strided, "cpu")
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
+
+
 def check_shapes(content, config):
     """Raise CheckpointError where the weights are not those of the config, before a model of its size is built."""
     misfit = f"{content['path']}: the weights and model_config do not fit: "
     if f"h.{config.n_layer - 1}.ln_1.weight" not in content["model"]:
         raise CheckpointError(f"{misfit}there are fewer than n_layer={config.n_layer} layers")
+    for name, tensor in content["model"].items():
+        if not is_plain(tensor):
+            raise CheckpointError(f"{misfit}{name} is no plain array of floating-point numbers")
     for name, shape in huggingface.shapes(config, content["path"]).items():
         found = getattr(content["model"].get(name), "shape", None)
         if found != shape:

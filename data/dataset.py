@@ -97,7 +97,7 @@ class Dataset:
         prepared = (self.path / "meta.json").exists()
         self.ids, self.bytes, spec = self.open_prepared() if prepared else self.open_foreign()
         self.tokens = {split: len(ids) for split, ids in self.ids.items()}
-        self.tokenizer = load_tokenizer(spec)  # after the files: GPT-2's may have to be downloaded
+        self.tokenizer = load_tokenizer(spec, self.path)  # after the files: GPT-2's may have to be downloaded
 
     def open_prepared(self):
         """The tokens and bytes of each split, and the tokenizer's description, of what prepare.py wrote."""
@@ -149,7 +149,7 @@ class Dataset:
                     if type(meta["splits"][split][count]) is not int:
                         raise TypeError(f"splits.{split}.{count} is no integer")
             return meta
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise self.error(f"{path} cannot be used: {type(error).__name__} {error}") from error
 
     def check(self, vocab_size, block_size):

@@ -166,22 +166,22 @@ def train_bpe(texts, vocab_size):
     return bpe_tokenizer([bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])])
 
 
-def load_tokenizer(spec):
-    """The tokenizer that `spec()` described. Raises DataError for a description that is not one."""
+def load_tokenizer(spec, source="tokenizer"):
+    """The tokenizer that `spec()` described. Raises DataError, which names `source`, for what is no description."""
+    if spec == {"kind": "gpt2"}:
+        return gpt2_tokenizer()
     try:
         if spec["kind"] == "char":
             return char_tokenizer(spec["chars"])
-        if spec["kind"] == "gpt2":
-            return gpt2_tokenizer()
         if spec["kind"] == "bpe":
             return bpe_tokenizer([base64.b64decode(token, validate=True) for token in spec["ranks"]])
         if spec["kind"] == "huggingface":
             return HuggingFaceTokenizer(spec["json"])
         raise ValueError(spec["kind"])
-    except DataError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"not a tokenizer description: {type(error).__name__} {error}") from error
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError) as error:  # the last of a tensor
+        raise DataError(f"{source}: not a tokenizer description: {type(error).__name__} {error}") from error
 
 
 def char_tokenizer(chars):

@@ -130,7 +130,9 @@ class HuggingFaceTokenizer:
             tokenizer.no_truncation()
             tokenizer.no_padding()
         vocab = self.whole.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocab.values()) + 1
+        self.vocab_size = max(vocab.values(), default=0) + 1
+        if self.vocab_size > 2 * len(vocab) + 1000:  # a model would have a row for each of the ids between
+            raise DataError(f"tokenizer.json has {len(vocab):,} tokens, and one with the id {self.vocab_size - 1:,}")
         special = {token["id"]: token["content"].encode() for token in content["added_tokens"]}
         spell = speller(content)
         self.table = {i: special.get(i) or spell(token) for token, i in vocab.items()}

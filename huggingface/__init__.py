@@ -16,6 +16,7 @@ from huggingface.config_json import read_config, read_json
 from model import GPT
 
 HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights that can be read
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 LLAMA_NAMES = {
@@ -57,7 +58,7 @@ def read(folder, source):
     spec, notes = None, [f"{source}: no tokenizer.json, so the data set's own tokens are taken for the model's"]
     if (folder / "tokenizer.json").is_file():
         spec, notes = read_spec(folder / "tokenizer.json"), []
-        size = 50257 if spec["kind"] == "gpt2" else load_tokenizer(spec).vocab_size
+        size = 50257 if spec["kind"] == "gpt2" else load_tokenizer(spec, folder / "tokenizer.json").vocab_size
         if not size <= config.vocab_size <= -(-size // 128) * 128:
             raise CheckpointError(
                 f"{folder}: config.json says vocab_size={config.vocab_size:,} and tokenizer.json has {size:,} tokens, "
@@ -131,9 +132,17 @@ def find_tensors(folder):
     for file in places.values():
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
             raise CheckpointError(f"{index} names the file {file!r}, which is not a plain name in this folder")
-        if not (folder / file).is_file():
+        if not is_file(folder / file):
             raise CheckpointError(f"{folder / file} is missing; {index.name} names it. Fetch it again")
     return {name: folder / file for name, file in places.items()}
+
+
+def is_file(path):
+    """Whether there is such a file; there is none of a name that the system cannot have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte in it
+        return False
 
 
 def open_shard(path):
@@ -193,6 +202,6 @@ def take(shard, name, path):
         tensor = shard.get_tensor(bare)
     except Exception as error:
         raise CheckpointError(f"{path}: the tensor {name} cannot be read: {error}") from error
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    if tensor.dtype not in DTYPES:
         raise CheckpointError(f"{path}: the tensor {name} is {tensor.dtype}; quantized weights cannot be read")
     return tensor.float()

@@ -50,7 +50,7 @@ def gpt2(monkeypatch):
     """Stands for GPT-2's vocabulary, which may have to be downloaded: the tokenizers that were asked for."""
     asked = []
 
-    def load(spec):
+    def load(spec, source):
         asked.append(spec)
         return CharTokenizer("".join(chr(200 + i) for i in range(100)))
 
