@@ -33,8 +33,10 @@ class ExportConfig:
     out_dir: Annotated[str, "what to export: a run's folder, a checkpoint, or anything that init_from takes"] = "out"
 
     def __post_init__(self):
-        if not self.to:
-            raise ValueError(f"to={self.to or ''} names no folder to write: python export.py --out_dir=OUT --to=FOLDER")
+        problems = [] if self.to else ["to= names no folder to write: python export.py --out_dir=OUT --to=FOLDER"]
+        problems += [] if self.out_dir else ["out_dir= is empty"]
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 def tensors(kind, model, source):
@@ -75,7 +77,10 @@ def export(source, folder):
         "generation_config.json": lambda path: write_json(path, drawing),
         "config.json": lambda path: write_json(path, config_json(kind, c, end)),  # last: without it, nothing is there
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"to={folder} cannot be made ({error.strerror}); choose another folder") from error
     try:
         for name, write in files.items():
             with replacing(folder / name) as temporary:

@@ -26,6 +26,7 @@ from memory import memory_guard
 from model import DeviceError, pick_device, pick_dtype
 
 DEFAULT_START = ("\n",)
+MOST_SAMPLES = 1_000_000  # beyond, the texts alone take gigabytes, before torch is asked whether it has the memory
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,17 @@ class SampleConfig:
             for name in ("num_samples", "max_new_tokens")
             if getattr(self, name) < 1
         ]
+        if self.num_samples > MOST_SAMPLES:
+            problems.append(f"num_samples={self.num_samples} must be at most {MOST_SAMPLES}; they are drawn at once")
+        problems += [f"{name}= is empty" for name in ("init_from", "out_dir") if not getattr(self, name)]
         if not -(2**63) <= self.seed < 2**63:
             problems.append(f"seed={self.seed} must lie between -2**63 and 2**63")
         if not all(map(is_utf8, self.stop)):
             problems.append("stop= is not UTF-8 in this locale")
         if self.interactive and len(self.start) > 1:
             problems.append("start= is given several times; a conversation begins with one text")
+        if "FILE:" in self.start:
+            problems.append("start=FILE: names no file; write start=FILE:path")
         if not all(self.start):
             problems.append("start= is empty; a model needs at least one character to go on from")
         if "" in self.stop:
@@ -80,10 +86,10 @@ def read_start(start):
     path = Path(start.removeprefix("FILE:"))
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (offset {error.start:,})") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not text:
         raise DataError(f"{path} is empty; a model needs at least one character to go on from")
     return text
