@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import sys
+import traceback
 import types
 import typing
 from dataclasses import fields
@@ -85,6 +86,11 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message[0].upper()}{message[1:]}. See the options: python {self.prog} --help")
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    def _format_args(self, action, default_metavar):
+        return action.metavar  # without argparse's brackets: it takes every value for one that may be left out
+
+
 class Options:
     """What was given, before defaults: `values` {name: value} and `sources` {name: where it came from}."""
 
@@ -93,32 +99,38 @@ class Options:
 
         `positional` names the field that the bare argument fills; without it, bare arguments are config files.
         """
-        self.classes, self.values, self.sources, self.problems = classes, {}, {}, []
+        self.classes, self.values, self.sources, self.problems, self.wrong = classes, {}, {}, [], set()
         self.types = {name: spec for cls in classes for name, spec in option_types(cls).items()}
         parser = self.parser(description, positional)
         known, unknown = parser.parse_known_intermixed_args(sys.argv[1:] if argv is None else argv)
         for text in unknown:
             self.unknown(text.split("=")[0].lstrip("-"), text, "--")
         bare = vars(known).pop("bare") or []
-        if positional and len(bare) > 1:
-            self.problems.append(f"{' '.join(bare)}: one {positional} is expected")
+        if positional and len(named := bare + vars(known).get(positional, [])) > 1:
+            self.problems.append(f"{' '.join(map(str, named))}: one {positional} is expected")
         for text in bare:
             if text.startswith("--"):  # argparse takes an unknown option with a blank in its value for no option
                 self.unknown(text.split("=")[0].lstrip("-"), text, "--")
             elif positional:
-                self.set(positional, text, text)
+                self.set(positional, text, text or "''")
             else:
                 self.run_file(text)
         for name, texts in vars(known).items():
-            several = typing.get_origin(self.types[name][0]) is tuple  # such an option may be given several times
-            self.set(name, texts if several else texts[-1], f"--{name}={texts[-1]}")
+            if None in texts:  # argparse itself would stop at the first of these, and hide all other problems
+                self.problems.append(f"--{name}: expected one argument, as in --{name}=VALUE")
+                self.wrong.add(name)
+            elif typing.get_origin(self.types[name][0]) is tuple:  # such an option may be given several times
+                self.set(name, texts, f"--{name}={texts[-1]}")
+            else:
+                for text in texts:  # the last one counts, but all must be right
+                    self.set(name, text, f"--{name}={text}")
 
     def parser(self, description, positional):
         summary, _, rest = (description or "").partition("\n\n")  # python -OO has no docstrings
         parser = Parser(
             description=summary,
             epilog=rest,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
             allow_abbrev=False,
             usage=f"%(prog)s [{positional or 'CONFIG_FILE ...'}] [--key=value ...]",
         )
@@ -127,22 +139,26 @@ class Options:
             for field in fields(cls):
                 kind, help_text = self.types[field.name]
                 shown = f"{help_text} ({describe(kind)}; default: {field.default!r})".replace("%", "%%")
-                shape = {"metavar": ""}
+                shape = {"nargs": "?", "const": None, "metavar": ""}  # None: where the value is missing
                 if kind is bool:  # --interactive is --interactive=True
-                    shape = {"nargs": "?", "const": "True", "metavar": "=True"}
+                    shape |= {"const": "True", "metavar": "[=True]"}
                 parser.add_argument(f"--{field.name}", action="append", default=argparse.SUPPRESS, help=shown, **shape)
         return parser
 
     def set(self, name, value, source):
         try:
             result = convert(value, self.types[name][0])
-            if isinstance(result, str) and "\0" in result:
-                raise ValueError("holds a zero byte, which no file's name may have")
+            if isinstance(result, str):
+                if "\0" in result:
+                    raise ValueError("holds a zero byte, which no file's name may have")
+                result.encode("utf-8", "surrogateescape")  # ValueError: halves of characters, which no name may have
             if isinstance(result, int) and abs(result) > LARGEST and name != "seed":
                 raise ValueError("must lie between -2**53 and 2**53")
             self.values[name], self.sources[name] = result, source
+            self.wrong.discard(name)
         except ValueError as error:
             self.problems.append(f"{name}={to_repr(value)} {error} [{source}]")
+            self.wrong.add(name)
 
     def unknown(self, name, source, prefix=""):
         match = difflib.get_close_matches(name, self.types, n=1, cutoff=0.5)
@@ -151,10 +167,13 @@ class Options:
     def run_file(self, path):
         """Run a config file in a namespace of its own; modules, functions, classes and _names need be no options."""
         names = {"__file__": path}
-        if Path(path).is_dir():
+        if not path.strip():
+            self.problems.append(f"{path!r}: an empty argument, and no config file; is a variable of the shell unset?")
+            return
+        if os.path.isdir(path):  # False where Path.is_dir raises, as for too long a name
             self.problems.append(f"{path} is a folder and no config file; did you mean --out_dir={path}?")
             return
-        if not Path(path).exists():
+        if not os.path.exists(path):
             near = difflib.get_close_matches(path, map(str, Path("config").glob("*.py")), 1, 0.75)
             self.problems.append(f"{path}: no such config file" + (f"; did you mean {near[0]}?" if near else ""))
             return
@@ -163,7 +182,9 @@ class Options:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a stranger's Python can raise
-            self.problems.append(f"{path}: {type(error).__name__}: {error}")
+            lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
+            where = f" (line {lines[-1]})" if lines else ""  # a SyntaxError says it by itself
+            self.problems.append(f"{path}: {type(error).__name__}: {error}{where}")
         for name, value in names.items():
             if name in self.types:
                 self.set(name, value, path)
@@ -178,12 +199,16 @@ class Options:
             try:
                 built.append(cls(**{f.name: merged[f.name] for f in fields(cls) if f.name in merged}))
             except ValueError as error:
-                problems += [line + self.blame(line) for line in str(error).splitlines()]
+                problems += [line + self.blame(line) for line in str(error).splitlines() if not self.follows(line)]
         if len(problems) == 1:
             raise ConfigError(problems[0])
         if problems:
             raise ConfigError("\n  - ".join([f"{len(problems)} problems:", *problems]))
         return built
+
+    def follows(self, line):
+        """Whether a message speaks of an option that was wrong already, where the default stands now."""
+        return not self.wrong.isdisjoint(re.findall(r"(\w+)=", line))
 
     def blame(self, line):
         """Where the values that a message speaks of came from."""
