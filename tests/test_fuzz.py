@@ -323,7 +323,8 @@ def test_the_sound_file_is_loaded(sound, name):
     load(argument)
 
 
-UNCHECKED = pytest.mark.xfail(reason="--init_from=resume takes what latest.pt holds inside as it is")
+# An AdamW with a memory of another size than its parameters writes beyond it, and the process ends: not even tried.
+UNCHECKED = pytest.mark.xfail(reason="--init_from=resume takes what latest.pt holds inside as it is", run=False)
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
@@ -345,3 +346,31 @@ def test_damage_is_loaded_or_refused_by_name(sound, name, count, capsys):
                     other.write_bytes(content)
     assert not faults, f"{len(faults)} of {count * len(mutations)}:\n" + "\n".join(faults[:20])
     assert peak_memory() - before < BYTES
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda tensor: tensor.long(), lambda tensor: tensor.to(torch.complex64), lambda tensor: tensor > 0,
+    lambda tensor: tensor.to_sparse(), lambda tensor: torch.empty_like(tensor, device="meta"),
+    lambda tensor: torch.zeros(()).expand(tensor.shape), lambda tensor: tensor.tolist(), lambda tensor: None,
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["wte.weight", "unknown.weight"])
+def test_weights_that_are_no_plain_numbers_are_refused_by_name(sound, wrong, name):
+    """Integers and complex numbers were cast in silence; a view of one number as 2**36 was computed with."""
+    content = torch.load("out/best.pt", weights_only=True)
+    content["model"][name] = wrong(content["model"]["wte.weight"])
+    torch.save(content, "out/best.pt")
+    with pytest.raises(CheckpointError, match=rf"out/best\.pt: .*{name} is no plain array of floating-point numbers"):
+        speak("out/best.pt")
+
+
+@pytest.mark.parametrize("change", [
+    {"n_layer": 10**12}, {"n_embd": 2**40}, {"n_head": 10**30}, {"vocab_size": 2**62}, {"block_size": 10**400},
+    {"n_layer": -1}, {"n_layer": 1.5}, {"n_layer": None}, {"mlp_hidden": 10**15}, {"n_layer": 10**5},
+])  # fmt: skip
+def test_sizes_beyond_all_measure_take_neither_time_nor_memory(sound, change):
+    content = torch.load("out/best.pt", weights_only=True)
+    torch.save({**content, "model_config": {**content["model_config"], "position": "learned", **change}}, "out/best.pt")
+    before, start = peak_memory(), time.perf_counter()
+    with pytest.raises(CheckpointError, match=r"out/best\.pt"):
+        speak("out/best.pt")
+    assert time.perf_counter() - start < SECONDS and peak_memory() - before < BYTES
