@@ -5,20 +5,24 @@ Both are dictionaries of tensors and plain values, read with weights_only=True, 
 """
 
 import math
+import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import torch
 
-from data import replacing
-from data.corpora import CORPORA
-from data.dataset import ROOT
-from data.tokenizer import read_spec
+import nanogpt
+from data import DataError, replacing
 
 FORMAT = 1
 TO_SPEAK = {"format", "model", "model_config", "train_config", "tokenizer", "step", "val_loss"}  # in best.pt
 NAMES = ("best.pt", "latest.pt", "ckpt.pt")  # in a run's folder; the last one is nanoGPT's
 TO_RESUME = TO_SPEAK | {"optimizer", "scaler", "generators", "best_val_loss"}  # in latest.pt
+TYPES = {
+    "model": dict, "model_config": dict, "train_config": dict, "tokenizer": dict, "step": int, "val_loss": float,
+    "optimizer": dict | list, "scaler": dict, "generators": list, "best_val_loss": float,
+}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -36,8 +40,104 @@ def save(path, content):
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         free = shutil.disk_usage(Path(path).parent).free
         raise CheckpointError(
-            f"cannot write {path} ({free:,} bytes are free there): {error}. What was there before is untouched"
+            f"cannot write {path}: {error}. It needs {size_of(content):,} bytes, and {free:,} are free there. "
+            "What was there before is untouched"
         ) from error
+
+
+def size_of(content):
+    """Bytes of all the tensors in nested dictionaries and lists."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(size_of, parts))
+
+
+def keep(path, step, count):
+    """Keep the checkpoint at `path` beside it as step-00001000.pt, and of such files the `count` newest.
+
+    It is one file with two names until the next one takes its place, where the file system knows links.
+    """
+    kept = path.with_name(f"step-{step:08d}.pt")
+    try:
+        with replacing(kept) as temporary:
+            try:
+                os.link(path, temporary)
+            except OSError:
+                shutil.copyfile(path, temporary)
+        for old in numbered(path.parent)[count:]:
+            old.unlink()
+    except OSError as error:
+        raise CheckpointError(f"cannot keep {kept}: {error.strerror}. {path} is whole") from error
+
+
+def numbered(folder):
+    """The files that `keep` made in a folder, the newest first."""
+    return sorted(Path(folder).glob("step-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def newest(folder):
+    """The newest checkpoint in a folder that a run can go on from, with notes on those that cannot be read.
+
+    None where there is none. Raises CheckpointError where none of them can be read.
+    """
+    damaged = []
+    for path in filter(Path.is_file, [Path(folder) / "latest.pt", *numbered(folder)]):
+        try:
+            content = load(path, TO_RESUME)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            notes = [*damaged, f"so the run goes on from {path}"] if damaged else []
+            return {**content, "notes": notes}
+    if damaged:
+        raise CheckpointError(f"{'. '.join(damaged)}. To begin anew: --init_from=scratch, which moves the files aside")
+    return None
+
+
+def best_so_far(content, folder, evaluated_on):
+    """[loss, step, evaluations since] of the best evaluation before latest.pt's `content`, and a note or None.
+
+    best.pt is moved aside where it cannot be read, or where losses are taken over other tokens from now on.
+    """
+    best, problem = Path(folder) / "best.pt", None
+    if content.get("evaluated_on", evaluated_on) != evaluated_on:
+        problem = "its loss is of other tokens than those that are evaluated from now on"
+    elif best.is_file():
+        try:
+            found = load(best)
+            if found["val_loss"] < content["best_val_loss"]:  # the run died between the saving of the two
+                return found["val_loss"], found["step"], 0, None
+        except CheckpointError as error:
+            problem = str(error)
+    if problem is None:
+        return content["best_val_loss"], content.get("best_step", 0), content.get("worse", 0), None
+    if best.is_file():
+        aside = best.with_name(f"best-until-{content['step']}.pt")
+        best.replace(aside)
+        problem = f"{best} is now {aside}, and the best of this run is sought anew: {problem}"
+    return math.inf, content["step"], 0, problem
+
+
+def alternatives(path):
+    """Which checkpoints beside a damaged one can be read, as the end of a message about it."""
+    readable = []
+    for other in [*numbered(path.parent), *(path.with_name(name) for name in NAMES)]:
+        if other != path and other.is_file() and not other.samefile(path):
+            try:
+                read(other)
+            except Exception:  # of whatever kind: that one is no help
+                continue
+            readable.append(str(other))
+    return f". These can be read: {', '.join(readable)}" if readable else ""
+
+
+def read(path):
+    """What a file of torch.save's holds, if its checksums are right: torch.load does not look at them."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip():
+            raise ValueError("a checksum is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load(path, needed=TO_SPEAK):
@@ -45,19 +145,21 @@ def load(path, needed=TO_SPEAK):
     path = Path(path)
     if not path.is_file():
         advice = f"A run writes it: python train.py CONFIG --out_dir={path.parent}"
-        if (nanogpt := path.parent / "ckpt.pt").is_file():
-            advice = f"nanoGPT's {nanogpt} cannot be resumed, but its weights be trained on: --init_from={nanogpt}"
+        if (other := path.parent / "ckpt.pt").is_file():
+            advice = f"nanoGPT's {other} cannot be resumed, but its weights be trained on: --init_from={other}"
         raise CheckpointError(f"there is no checkpoint {path}. {advice}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read(path)
     except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}){alternatives(path)}"
+        ) from error
     if isinstance(content, dict) and "model_args" in content and "model" in content and needed == TO_SPEAK:
         try:
-            content = {"format": FORMAT, **from_nanogpt(content, path)}
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            content = {"format": FORMAT, **nanogpt.convert(content, path)}
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{path} is not quite nanoGPT's: {type(error).__name__} {error}") from error
     missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
@@ -65,12 +167,13 @@ def load(path, needed=TO_SPEAK):
             "holds weights alone, and cannot be resumed" if missing <= TO_RESUME - TO_SPEAK else "is not one of seuGPT"
         )
         raise CheckpointError(f"{path} {what}: it has no {', '.join(sorted(missing))}")
-    if content["format"] != FORMAT:
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {content['format']}; this program reads format {FORMAT}")
-    types = {"model": dict, "model_config": dict, "train_config": dict, "step": int, "val_loss": float}
-    wrong = [name for name, kind in types.items() if not isinstance(content[name], kind)]
+    wrong = [name for name in needed & TYPES.keys() if not isinstance(content[name], TYPES[name])]
+    if not wrong and (type(content["step"]) is bool or content["step"] < 0):
+        wrong = ["step"]
     if wrong:
-        raise CheckpointError(f"{path} is damaged: the types of {', '.join(wrong)} are not what a run writes")
+        raise CheckpointError(f"{path} is damaged: its {', '.join(sorted(wrong))} are not what a run writes")
     return {**content, "path": path}
 
 
@@ -79,39 +182,6 @@ def describe(content):
     known = [f"step {content['step']:,}"] if content["step"] else []
     known += [] if math.isnan(content["val_loss"]) else [f"validation loss {content['val_loss']:.4f}"]
     return ": ".join([str(content["path"]), ", ".join(known)]) if known else str(content["path"])
-
-
-def from_nanogpt(content, path):
-    """nanoGPT's ckpt.pt in the form of ours, with a note on how its tokens were found out. Raises CheckpointError."""
-    state = {name.removeprefix("_orig_mod."): tensor for name, tensor in content["model"].items()}
-    state = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
-    config = {**content["model_args"], "mlp": "gelu_exact"}
-    dataset = str(content.get("config", {}).get("dataset"))
-    meta = ROOT / dataset / "meta.json"
-    if meta.is_file():
-        tokenizer, note = read_spec(meta), f"its tokens are those of {meta}"
-        if tokenizer["kind"] == "char" and len(tokenizer["chars"]) != config["vocab_size"]:
-            raise CheckpointError(
-                f"{path} has {config['vocab_size']} characters and {meta} {len(tokenizer['chars'])}: prepare the text "
-                "that it was trained on"
-            )
-    elif config["vocab_size"] in (50257, 50304):
-        tokenizer, note = {"kind": "gpt2"}, f"its tokens are taken for GPT-2's, as there is no {meta}"
-    else:
-        raise CheckpointError(
-            f"{path} is nanoGPT's, which does not say what its {config['vocab_size']} tokens are, and there is no "
-            f"{meta}. Prepare the text that it was trained on: python prepare.py {dataset}"
-            + ("" if dataset in CORPORA else " --input=FILE --tokenizer=char")
-        )
-    return {
-        "model": {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")},  # its causal mask
-        "model_config": config,
-        "train_config": {"dataset": dataset},
-        "tokenizer": tokenizer,
-        "step": content.get("iter_num", 0),
-        "val_loss": float(content.get("best_val_loss", "nan")),
-        "notes": [f"{path} is nanoGPT's; {note}"],
-    }
 
 
 def find(path):
@@ -127,16 +197,6 @@ def find(path):
         )
     folder = path.parent if path.suffix == ".pt" else path
     raise CheckpointError(f"there is no checkpoint {path}. A run writes one: python train.py CONFIG --out_dir={folder}")
-
-
-def restore_optimizers(optimizers, states):
-    """Load their memory, and leave the hyperparameters as they are now: load_state_dict brings both back."""
-    states = [states] if isinstance(states, dict) else states  # of a run before Muon was there
-    for optimizer, state in zip(optimizers, states, strict=True):
-        now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        optimizer.load_state_dict(state)
-        for group, options in zip(optimizer.param_groups, now, strict=True):
-            group.update(options)
 
 
 def generator_states(device):

@@ -19,10 +19,11 @@ from config import ConfigError, Options
 from data.dataset import Dataset, dataset_path
 from distributed import Ranks
 from generation import Decoder, Sampling, generate
+from init_from import build_model
 from log import RunLog
 from memory import keep_freed_memory
 from model import ModelConfig, pick_device, pick_dtype
-from train import TrainConfig, Trainer, build_model
+from train import TrainConfig, Trainer
 
 
 def synchronize(device):
@@ -139,6 +140,7 @@ class SeuGPT(Contender):
             mark()
             self.trainer.scaler.scale(loss).backward()
             mark()
+            self.trainer.clip()
             self.trainer.update()
             mark()
             for name, start, end in zip(times, clock, clock[1:], strict=False):

@@ -1,12 +1,19 @@
 """Several processes, one model: which part of a step is whose, and how they are connected."""
 
+import contextlib
 import os
+import re
 import sys
 from dataclasses import dataclass, fields
 
+import torch
 import torch.distributed as dist
 
 from config import ConfigError
+
+
+class ConnectionLost(ConfigError):
+    """Another process of the run has gone."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,27 @@ class Ranks:
         nearest = " or ".join(f"--{name}={n}" for n in (below, below + self.world_size) if n > 0)
         raise ConfigError(f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}")
 
+    def mean(self, value):
+        """The mean of a tensor over the ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value / self.world_size
+
+    def largest(self, number, device):
+        """The largest of the ranks' integers."""
+        if self.world_size == 1:
+            return number
+        tensor = torch.tensor(number, device=device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.item()
+
+    def from_first(self, value):
+        """What rank 0 has."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
     def backend(self, name, device):
         """torch.distributed's backend: NCCL between CUDA devices, gloo elsewhere. Raises ConfigError."""
         if self.world_size == 1:
@@ -65,7 +93,35 @@ class Ranks:
         return name
 
 
-def leave_together():
+@contextlib.contextmanager
+def connected(backend):
+    """Around what the processes of a run do together; yields the function that ends this one, with its exit code.
+
+    Raises ConnectionLost where another process has died or does not answer.
+    """
+    if not backend:
+        yield lambda code: sys.exit(code) if code else None
+        return
+    try:
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        # When torchrun starts the processes anew (torch 2.13), the store still has the addresses of those that died.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        yield leave_together
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        if isinstance(error, dist.DistError) or re.search("gloo|connection|timed out", first_line, re.IGNORECASE):
+            raise ConnectionLost(
+                "another process of this run has died or does not answer; what it said stands above, or on its "
+                f"machine. Then go on from the last checkpoint with --init_from=resume. The report: {first_line}"
+            ) from error
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def leave_together(code):
     """End this process when all ranks have come here, without torch's teardown; their work is done and on the disk.
 
     Taking down gloo's connections aborts a process now and then ("terminate called without an active exception",
@@ -74,4 +130,4 @@ def leave_together():
     dist.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)

@@ -1,11 +1,11 @@
 """What a run tells and leaves behind: the console; in out_dir training.log, metrics.jsonl, loss.png and config.py."""
 
 import contextlib
-import itertools
 import json
 import math
+import shlex
+import signal
 import sys
-import tempfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,25 +15,9 @@ from checkpoint import describe
 from config import ConfigError, to_source
 from data import replacing
 from metrics import drop_metrics_from, plot_losses, read_metrics
+from run_folder import open_folder
 
-RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py")
-
-
-def open_folder(folder, resume):
-    """Make out_dir; files of an earlier run are moved to a folder in it. Returns that folder or None; ConfigError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # the surest question whether it can be written
-    except OSError as error:
-        raise ConfigError(f"out_dir={folder} cannot be written ({error.strerror}); choose another --out_dir") from None
-    earlier = [folder / name for name in RUN_FILES if (folder / name).exists()]
-    if resume or not earlier:
-        return None
-    previous = next(path for n in itertools.count(1) if not (path := folder / f"previous-{n}").exists())
-    previous.mkdir()
-    for path in earlier:
-        path.rename(previous / path.name)
-    return previous
+NO_BETTER = 3  # evaluations after which a run says that it gets no better
 
 
 def open_lines(path):
@@ -49,9 +33,9 @@ class RunLog:
         self.options, self.resume_step, self.silent = options, resume_step, silent
         self.folder = None if silent or options.eval_only else Path(options.out_dir)
         self.wandb = open_wandb(options) if options.wandb_log and not silent else None
-        self.bar = self.log_file = self.metrics_file = None
+        self.bar = self.log_file = self.metrics_file = self.lock = None
         if self.folder:
-            previous = open_folder(self.folder, resume_step is not None)
+            self.lock, previous = open_folder(self.folder, resume_step is not None)
             damaged = drop_metrics_from(resume_step or 0, self.folder / "metrics.jsonl")
             self.log_file = open_lines(self.folder / "training.log")
             self.metrics_file = open_lines(self.folder / "metrics.jsonl")
@@ -84,6 +68,8 @@ class RunLog:
             for line in report:
                 self.say("    " + line)
         elif content:
+            for note in content.get("notes", []):
+                self.say(f"note: {note}")
             theirs = content["train_config"]
             changed = [f"{k} {theirs[k]} -> {v}" for k, v in vars(options).items() if k in theirs and theirs[k] != v]
             self.say(
@@ -127,10 +113,10 @@ class RunLog:
         if self.wandb:
             self.wandb.log(values, step=values["step"])
 
-    def step(self, step, loss, lr, grad_norm, step_ms, tokens_per_s, mfu):
-        """One logged step: the bar where there is one, a line elsewhere, and the metrics."""
-        values = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm}
-        values |= {"step_ms": step_ms, "tokens_per_s": tokens_per_s, "mfu": mfu}
+    def step(self, step, step_ms, tokens_per_s, mfu, **values):
+        """One logged step (values: loss, lr, grad_norm, clipped): the bar where there is one, a line elsewhere."""
+        loss, lr = values["loss"], values["lr"]
+        values = {"step": step, **values, "step_ms": step_ms, "tokens_per_s": tokens_per_s, "mfu": mfu}
         self.metrics(**{name: value for name, value in values.items() if value is not None})
         speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
         seconds = round((self.options.max_iters - step - 1) * step_ms / 1000)
@@ -145,8 +131,9 @@ class RunLog:
         if self.bar is not None:
             self.bar.update()
 
-    def evaluation(self, step, losses, best, text, vocab_size):
-        self.metrics(step=step, train_loss=losses["train"], val_loss=losses["val"])
+    def evaluation(self, step, losses, param_norm, text, vocab_size, best):
+        self.metrics(step=step, train_loss=losses["train"], val_loss=losses["val"], param_norm=param_norm)
+        best = best and not self.options.eval_only
         mark = " (best)" if best else ""
         self.say(f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}")
         if step == 0 and self.options.init_from == "scratch":
@@ -163,18 +150,33 @@ class RunLog:
                 reason = str(error).partition("\n")[0]
                 self.say(f"loss.png could not be drawn ({type(error).__name__}: {reason})")
 
-    def resume_command(self):
-        return f"python train.py --init_from=resume --out_dir={self.options.out_dir}"
+    def no_better(self, evaluations, best_val_loss, best_step):
+        """A word of warning, once, where so many evaluations in a row were worse than the best one."""
+        if evaluations == NO_BETTER:
+            self.say(
+                f"note: no better since step {best_step}, where the validation loss was {best_val_loss:.4f}; best.pt "
+                "is of there. The model may be learning its text by heart: more text, a larger dropout or "
+                "--patience=N, which ends such a run"
+            )
 
-    def done(self, best_val_loss):
-        if self.folder:
-            picture = self.folder / "loss.png"
-            curves = f"; the curves are in {picture}" if picture.exists() else ""
-            self.say(f"done: best validation loss {best_val_loss:.4f}{curves}")
-            self.say(f"let it write: python sample.py --out_dir={self.folder}")
+    def resume_command(self):
+        return f"python train.py --init_from=resume --out_dir={shlex.quote(self.options.out_dir)}"
+
+    def done(self, step, best_val_loss, best_step, stop=0):
+        """The lines that close a run; stop: the signal that ended it early."""
+        if not self.folder:
+            return
+        if stop:
+            self.say(f"{signal.Signals(stop).name}: saved at step {step}; to go on: {self.resume_command()}")
+            return
+        picture = self.folder / "loss.png"
+        curves = f"; the curves are in {picture}" if picture.exists() else ""
+        early = f" at step {step} of {self.options.max_iters}" if step < self.options.max_iters else ""
+        self.say(f"done{early}: best validation loss {best_val_loss:.4f}, at step {best_step}{curves}")
+        self.say(f"let it write: python sample.py --out_dir={shlex.quote(str(self.folder))}")
 
     def close(self):
-        for file in (self.log_file, self.metrics_file):
+        for file in (self.log_file, self.metrics_file, self.lock):
             if file:
                 with contextlib.suppress(OSError):  # of what a full disk did not take
                     file.close()

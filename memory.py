@@ -20,13 +20,23 @@ def keep_freed_memory():
         glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
+def memory_advice(batch_size, accumulation):
+    """How to make the same step with less memory: fewer sequences at a time, more often."""
+    factor = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), None)
+    if factor is None:
+        return "batch_size=1 is the least: a smaller --block_size, --n_embd or --n_layer needs less"
+    less, more = batch_size // factor, accumulation * factor
+    return f"the same step in less memory: --batch_size={less} --gradient_accumulation_steps={more}"
+
+
 @contextlib.contextmanager
 def memory_guard(advice):
     """Turns running out of memory, on a GPU or the CPU, into a DeviceError that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(words in str(error) for words in ("allocate memory", "size calculation overflowed")):
             raise
         first_line = str(error).partition("\n")[0]
         raise DeviceError(f"out of memory: {advice}. The first line of the report: {first_line}") from error

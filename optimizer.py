@@ -53,6 +53,25 @@ def make_optimizers(model, options, device, dtype):
     return optimizers
 
 
+def restore(optimizers, states, step):
+    """Load what their state_dicts remembered after so many steps, and leave the hyperparameters as they are now.
+
+    load_state_dict brings both back, and takes whatever it is given: a memory smaller than its parameter, beyond which
+    a fused kernel would write. Raises ValueError and its like where the memory is not that of these parameters.
+    """
+    states = [states] if isinstance(states, dict) else states  # of a run before Muon was there
+    for optimizer, state in zip(optimizers, states, strict=True):
+        now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, options in zip(optimizer.param_groups, now, strict=True):
+            group.update(options)
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if step):
+            for name in MEMORY[type(optimizer)]:
+                tensor, shape = optimizer.state[parameter][name], parameter.shape if name != "step" else ()
+                if tensor.shape != shape or not tensor.is_contiguous():
+                    raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, its parameter {tuple(shape)}")
+
+
 def hidden_matrices(model):
     """Groups of the blocks' matrices, each of one shape; `rows` of them at a time are one matrix to Muon.
 
@@ -93,6 +112,10 @@ class Muon(torch.optim.Optimizer):
             update = update.reshape(ahead.shape).type_as(ahead)
             torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
             torch._foreach_add_(matrices, update.unbind(), alpha=-lr * max(1, rows / ahead.shape[-1]) ** 0.5)
+
+
+# What each keeps for a parameter from the first step on; all but the number of steps have the parameter's shape.
+MEMORY = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}
 
 
 def orthogonalize(matrices):

@@ -22,17 +22,18 @@ import checkpoint
 import config
 import weights
 from checkpoint import CheckpointError
-from config import ConfigError
 from data import DataError
 from data.dataset import Dataset, dataset_path
 from data.tokenizer import decode
-from distributed import Ranks, leave_together
+from distributed import Ranks, connected
 from generation import Decoder, Sampling, generate
 from hardware import peak_flops
+from init_from import build_model, check_data, resolve
 from log import RunLog
-from memory import keep_freed_memory, memory_guard
-from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
-from optimizer import learning_rate, make_optimizers
+from memory import keep_freed_memory, memory_advice, memory_guard
+from model import IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
+from optimizer import learning_rate, make_optimizers, restore
+from stopping import Stop
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
 
@@ -51,7 +52,10 @@ class TrainConfig:
     eval_iters: Annotated[int, "batches in an evaluation, evenly spaced over a split; 0: both splits whole"] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"] = True
-    init_from: Annotated[str, "scratch; resume: go on in out_dir; or weights: a path, or gpt2 to gpt2-xl"] = "scratch"
+    keep_checkpoints: Annotated[int, "of how many evaluations latest.pt is kept as step-00001000.pt; 0: none"] = 0
+    patience: Annotated[int, "end after so many evaluations without a better one; 0: never"] = 0
+    init_from: Annotated[str, "scratch, resume, auto (resume if it can), or weights: a path, gpt2, ..."] = "scratch"
+    new_data: Annotated[bool, "resume although the tokens of the data set have changed"] = False
     wandb_log: Annotated[bool, "log to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "its project"] = "seugpt"
     wandb_run_name: Annotated[str, "its name for this run"] = "run"
@@ -78,9 +82,9 @@ class TrainConfig:
     seed: Annotated[int, "of the weights, the batches and the dropout"] = 1337
 
     def __post_init__(self):
-        counts = ("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "cooldown_iters", "seed")
+        counts = ("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "cooldown_iters", "seed", "patience")
         rates = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2")
-        lowest = dict.fromkeys(counts + rates, 0)
+        lowest = dict.fromkeys((*counts, "keep_checkpoints", *rates), 0)
         lowest |= dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
         problems = [f"{k}={vars(self)[k]} must be at least {low}" for k, low in lowest.items() if vars(self)[k] < low]
         problems += [f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1]
@@ -100,14 +104,17 @@ class Trainer:
     """One run: its parts, and its methods in the order in which the loop calls them."""
 
     def __init__(self, model, options, dataset, ranks, device, dtype, log):
-        self.options, self.dataset, self.ranks, self.device, self.log = options, dataset, ranks, device, log
+        self.options, self.dataset, self.ranks, self.log = options, dataset, ranks, log
+        self.device, self.dtype = device, dtype
         self.bare = model.to(device)  # what is saved and evaluated; self.model may be wrapped
         self.micro_steps, self.rows = ranks.share(options.gradient_accumulation_steps, options.batch_size)
         self.optimizers = make_optimizers(model, options, device, dtype)
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
-        self.step, self.resumed_at, self.best_val_loss = 0, None, math.inf
+        self.step, self.saved_at, self.evaluated_at = 0, None, None
+        self.best_val_loss, self.best_step, self.worse = math.inf, 0, 0  # worse: evaluations since the best one
+        self.clipped = torch.zeros((), dtype=torch.long, device=device)  # steps since the last logged one
         self.model = self.bare
         if ranks.world_size > 1:
             self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -120,18 +127,26 @@ class Trainer:
         torch.manual_seed(options.seed + ranks.rank)  # dropout differs between ranks
 
     def run(self):
-        """Train to max_iters; evaluate and save every eval_interval steps and at the end."""
-        options = self.options
+        """Train to max_iters; evaluate and save every eval_interval steps and at the end.
+
+        Returns the number of the signal that ended it early, else 0.
+        """
+        options, stop = self.options, 0
         self.restart_clock()
-        while True:
-            last = options.eval_only or self.step >= options.max_iters
-            due = last or self.step % options.eval_interval == 0
-            if options.eval_only or (due and self.step != self.resumed_at):  # where it was saved it was also evaluated
-                self.evaluate_and_save()
-            if last:
-                break
-            self.train_step()
-        self.log.done(self.best_val_loss)
+        with Stop(silent=self.ranks.rank > 0) as signals:
+            while True:
+                last = options.eval_only or self.step >= options.max_iters
+                due = last or self.step % options.eval_interval == 0
+                if due and self.step != self.evaluated_at and (last or not stop):
+                    self.evaluate_and_save()
+                if last or stop or 0 < options.patience <= self.worse:
+                    break
+                self.train_step()
+                stop = self.ranks.largest(signals.signal, self.device)
+            if stop and self.step != self.saved_at:
+                self.save()
+        self.log.done(self.step, self.best_val_loss, self.best_step, stop)
+        return stop
 
     def restart_clock(self):
         """Speed is measured from here on."""
@@ -164,59 +179,75 @@ class Trainer:
         lr = learning_rate(self.step, self.options)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = lr * group["lr_scale"]
-        loss = torch.zeros((), device=self.device)  # mean over this rank's micro-batches
+        loss = torch.zeros((), device=self.device)  # mean over the micro-batches of all ranks
         for micro_step in range(self.micro_steps):
             # Gradients travel between ranks once per step, with the last micro-batch.
             silent = self.ranks.world_size > 1 and micro_step < self.micro_steps - 1
             with self.model.no_sync() if silent else nullcontext():
                 loss += self.backward(*self.batch(micro_step))
-        grad_norm = self.update()
+        loss, grad_norm = self.ranks.mean(loss), self.clip()
+        self.demand_finite(loss, grad_norm, lr)
+        self.update()
         self.step += 1
         self.log.tick()
         if (self.step - 1) % self.options.log_interval == 0:
-            self.log_step(loss, lr, grad_norm)
+            self.log_step(loss.item(), lr, grad_norm)
+
+    def clip(self):
+        """Shorten the gradients to grad_clip. Returns the length that they had, a tensor."""
+        limit = self.options.grad_clip or math.inf
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
+        self.clipped += grad_norm > limit
+        return grad_norm
 
     def update(self):
-        """Let the optimizers take the gradients. Returns their length before clipping, None without clipping."""
-        grad_norm = None
-        if self.options.grad_clip > 0:
-            for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), self.options.grad_clip)
+        """Let the optimizers take the gradients."""
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.bare.zero_grad(set_to_none=True)
-        return grad_norm
+
+    def demand_finite(self, loss, grad_norm, lr):
+        """Raise TrainingError before the weights take what is no number, on all ranks, as they have the same values."""
+        # In float16 gradients may overflow: GradScaler leaves such a step out, and scales the next ones less.
+        if not (loss.isfinite() & (grad_norm.isfinite() | self.scaler.is_enabled())):
+            raise self.not_finite(f"loss {loss:.4g}, length of the gradient {grad_norm:.4g}, lr {lr:.2e}")
+
+    def not_finite(self, found):
+        options = self.options
+        rates = f"learning_rate={options.learning_rate}"
+        rates += f" and muon_lr={options.muon_lr}" if options.optimizer == "muon" else ""
+        return TrainingError(
+            f"stopped in step {self.step}: {found}, {self.dtype}. That step is not in the weights, and the checkpoints "
+            f"in {options.out_dir} are of before. Try a tenth of {rates}, or --dtype=float32"
+        )
 
     def log_step(self, loss, lr, grad_norm):
-        """Log the step just made: the mean loss over ranks, and the speed since the last line without evaluations."""
-        if self.ranks.world_size > 1:
-            dist.all_reduce(loss)
-        loss = loss.item() / self.ranks.world_size  # .item() waits for the device, so that the clock can be read
+        """Log the step just made, and the speed since the last line without evaluations."""
         seconds, steps = time.perf_counter() - self.clock_start, self.step - self.clock_step
-        self.demand_finite(loss, self.step - 1)
         tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / seconds
         mfu = tokens_per_s * self.bare.flops_per_token() / self.peak_flops if self.peak_flops else None
-        norm = None if grad_norm is None or not grad_norm.isfinite() else grad_norm.item()  # inf: fp16 overflowed
-        self.log.step(self.step - 1, loss, lr, norm, 1000 * seconds / steps, tokens_per_s, mfu)
+        norm = grad_norm.item() if grad_norm.isfinite() else None  # None: float16 overflowed
+        values = {"loss": loss, "lr": lr, "grad_norm": norm, "clipped": self.clipped.item()}
+        self.log.step(self.step - 1, 1000 * seconds / steps, tokens_per_s, mfu, **values)
+        self.clipped.zero_()
         self.restart_clock()
-
-    def demand_finite(self, loss, step):
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss at step {step} is {loss}; the checkpoints in {self.options.out_dir} are older. Suspects: "
-                f"learning_rate={self.options.learning_rate} (try a tenth) and dtype (try --dtype=float32)"
-            )
 
     def evaluate_and_save(self):
         self.bare.eval()
         losses = self.evaluate(self.bare)
-        self.demand_finite(losses["val"], self.step)
-        best = losses["val"] < self.best_val_loss and not self.options.eval_only
-        self.best_val_loss = min(losses["val"], self.best_val_loss)
+        if not math.isfinite(losses["val"]):
+            raise self.not_finite(f"validation loss {losses['val']}")
+        best = losses["val"] < self.best_val_loss
+        if best:
+            self.best_val_loss, self.best_step = losses["val"], self.step
+        self.worse, self.evaluated_at = 0 if best else self.worse + 1, self.step
         if self.ranks.rank == 0:
-            self.log.evaluation(self.step, losses, best, self.sample(), self.bare.config.vocab_size)
+            norm = torch.nn.utils.get_total_norm([p.detach() for p in self.bare.parameters()]).item()
+            self.log.evaluation(self.step, losses, norm, self.sample(), self.bare.config.vocab_size, best)
+            self.log.no_better(self.worse, self.best_val_loss, self.best_step)
         if not self.options.eval_only:  # after the log: what a resume finds logged beyond its checkpoint, it drops
             self.save(losses["val"], best)
         self.bare.train()
@@ -259,12 +290,16 @@ class Trainer:
             tokens = generate(decoder, [prompt], SAMPLE_TOKENS, tokenizer.vocab_size, Sampling(), dice)
             return decode(tokenizer, torch.cat(list(tokens)).tolist())
 
-    def save(self, val_loss, best):
-        """best.pt if it is better, then latest.pt; in the other order a crash between would lose the best model."""
+    def save(self, val_loss=math.nan, best=False):
+        """best.pt if it is better, then latest.pt; in the other order a crash between would lose the best model.
+
+        A val_loss of NaN says that the step was not evaluated: a signal ended the run there.
+        """
         mine = checkpoint.generator_states(self.device)
         generators = [mine] * self.ranks.world_size
         if self.ranks.world_size > 1:
             dist.all_gather_object(generators, mine)
+        self.saved_at, folder = self.step, Path(self.options.out_dir)
         if self.ranks.rank > 0:
             return
         content = {
@@ -276,70 +311,40 @@ class Trainer:
             "val_loss": val_loss,
         }
         if best:
-            checkpoint.save(Path(self.options.out_dir) / "best.pt", content)
+            checkpoint.save(folder / "best.pt", content)
         content["optimizer"] = [optimizer.state_dict() for optimizer in self.optimizers]
         content |= {"scaler": self.scaler.state_dict(), "generators": generators, "best_val_loss": self.best_val_loss}
-        checkpoint.save(Path(self.options.out_dir) / "latest.pt", content)
+        content |= {"best_step": self.best_step, "worse": self.worse, "evaluated_on": self.evaluated_on()}
+        content["fingerprint"] = self.dataset.fingerprint
+        checkpoint.save(folder / "latest.pt", content)
+        if self.options.keep_checkpoints and not math.isnan(val_loss):
+            checkpoint.keep(folder / "latest.pt", self.step, self.options.keep_checkpoints)
+
+    def evaluated_on(self):
+        """What must be the same for two validation losses to be of the same tokens."""
+        windows = self.options.eval_iters * self.options.batch_size
+        return [self.dataset.fingerprint, windows, self.bare.config.block_size]
 
     def restore(self, content):
-        """Go on where latest.pt was written."""
-        checkpoint.restore_optimizers(self.optimizers, content["optimizer"])
-        if content["scaler"]:  # empty where the run was not in float16
-            self.scaler.load_state_dict(content["scaler"])
-        self.step = self.resumed_at = content["step"]
-        self.best_val_loss = content["best_val_loss"]
-        best = Path(self.options.out_dir) / "best.pt"
-        if best.exists():  # newer than latest.pt where the run died between the two
-            self.best_val_loss = min(self.best_val_loss, checkpoint.load(best)["val_loss"])
-        generators = content["generators"]
-        checkpoint.set_generator_states(generators[self.ranks.rank % len(generators)], self.device)
+        """Go on where latest.pt was written. Raises CheckpointError."""
+        try:
+            restore(self.optimizers, content["optimizer"], content["step"])
+            if content["scaler"]:  # empty where the run was not in float16
+                self.scaler.load_state_dict(content["scaler"])
+            generators = content["generators"]
+            checkpoint.set_generator_states(generators[self.ranks.rank % len(generators)], self.device)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            raise CheckpointError(f"{content['path']} is damaged inside: {type(error).__name__} {error}") from error
+        self.step = self.saved_at = content["step"]
+        self.evaluated_at = None if math.isnan(content["val_loss"]) or self.options.eval_only else self.step
+        best = (math.inf, 0, 0)
+        if self.ranks.rank == 0 and not self.options.eval_only:  # it may move best.pt aside, before the others look
+            *best, note = checkpoint.best_so_far(content, self.options.out_dir, self.evaluated_on())
+            if note:
+                self.log.say(note)
+        self.best_val_loss, self.best_step, self.worse = self.ranks.from_first(best)
         if len(generators) != self.ranks.world_size:
             self.log.say(f"{len(generators)} process(es) wrote it: the data goes on as it was, but dropout does not")
-
-
-def resolve(given):
-    """(ModelConfig, TrainConfig, checkpoint or None) of the options given. Raises ConfigError, CheckpointError.
-
-    Resuming, the checkpoint's options stand where nothing else was given; fine-tuning, its architecture alone.
-    """
-    init_from = given.values.get("init_from", TrainConfig.init_from)
-    if init_from == "scratch" or given.problems:
-        return *given.build(), None
-    if init_from == "resume":
-        out_dir = given.values.get("out_dir", TrainConfig.out_dir)
-        content = checkpoint.load(Path(out_dir) / "latest.pt", checkpoint.TO_RESUME)
-        base = {**content["train_config"], **content["model_config"], "out_dir": out_dir}
-    else:
-        content = weights.load(init_from)
-        base = content["model_config"]
-    model_config, options = given.build(base)
-    weights.check_architecture(content, model_config, init_from == "resume")
-    if init_from == "resume" and options.optimizer != base.get("optimizer", "adamw"):
-        raise ConfigError(
-            f"optimizer={options.optimizer}, but {out_dir} was begun with the other, whose memory it cannot take over. "
-            f"Leave it out, or begin a new run with these weights: --init_from={out_dir} --out_dir=ANOTHER"
-        )
-    return model_config, options, content
-
-
-def build_model(model_config, options, content, tokenizer):
-    """The model, drawn from the seed or with the checkpoint's weights, and a report of what was done to fit them.
-
-    Raises ConfigError, CheckpointError.
-    """
-    if content is not None:
-        weights.check_tokenizer(content, tokenizer.spec(), options.dataset)
-        return weights.build(content, model_config, options.seed)
-    V = model_config.vocab_size or tokenizer.vocab_size
-    if tokenizer.vocab_size > V:
-        raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
-    torch.manual_seed(options.seed)  # the same weights on every rank
-    return GPT(replace(model_config, vocab_size=V)), []
-
-
-def memory_advice(options):
-    half, twice = max(options.batch_size // 2, 1), 2 * options.gradient_accumulation_steps
-    return f"half the memory makes the same step with --batch_size={half} --gradient_accumulation_steps={twice}"
 
 
 def train(model_config, options, content):
@@ -352,47 +357,41 @@ def train(model_config, options, content):
     dataset = Dataset(dataset_path(options.dataset))
     model, report = build_model(model_config, options, content, dataset.tokenizer)
     resume = options.init_from == "resume"
-    if resume and content["step"] >= options.max_iters and not options.eval_only:
+    made = content["step"] if resume else None
+    if resume and made >= options.max_iters and not options.eval_only:
         if ranks.rank == 0:
-            print(f"{content['path']} has made {content['step']} steps; for more: --max_iters={2 * content['step']}")
+            print(f"{content['path']} has made {made} steps; for more: --max_iters={2 * made or 1}")
         return
     if resume:  # what is written from here on says how the run began
-        options = replace(options, init_from=content["train_config"]["init_from"])
+        check_data(content, options, dataset)
+        options = replace(options, init_from=content["train_config"].get("init_from", "scratch"), new_data=False)
     if ranks.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
-    log = RunLog(options, resume_step=content["step"] if resume else None, silent=ranks.rank > 0)
-    log.start(model, dataset, ranks.world_size, content, report)
-    keep_freed_memory()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for float32 products
-    if backend:
-        dist.init_process_group(backend)
-    trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
+    log = RunLog(options, resume_step=made, silent=ranks.rank > 0)
     try:
-        if resume:
-            trainer.restore(content)
-        if report:
-            trainer.evaluate_original(content)
-        (content or {}).clear()  # gigabytes, for a large model
-        trainer.run()
-    except KeyboardInterrupt:
-        log.say(f"interrupted at step {trainer.step}; go on from the last evaluation: {log.resume_command()}")
-        raise
-    except BaseException:
-        if backend:
-            dist.destroy_process_group()
-        raise
+        log.start(model, dataset, ranks.world_size, content, report)
+        keep_freed_memory()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            torch.set_float32_matmul_precision("high")  # TF32 for float32 products
+        with connected(backend) as leave:
+            trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
+            if resume:
+                trainer.restore(content)
+            if report:
+                trainer.evaluate_original(content)
+            (content or {}).clear()  # gigabytes, for a large model
+            stop = trainer.run()
+            log.close()
+            leave(128 + stop if stop else 0)  # a shell's code for a signal
     finally:
         log.close()
-    if backend:
-        leave_together()
 
 
 def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError, TrainingError):
         model_config, options, content = resolve(config.Options(argv, ModelConfig, TrainConfig, description=__doc__))
-        with memory_guard(memory_advice(options)):
+        with memory_guard(memory_advice(options.batch_size, options.gradient_accumulation_steps)):
             train(model_config, options, content)
 
 

@@ -18,7 +18,7 @@ import typing
 from dataclasses import fields
 from pathlib import Path
 
-from config.values import convert, describe, option_types, to_repr
+from config.values import checked, convert, describe, option_types, to_repr
 
 LARGEST = 2**53  # of integers: sizes near 2**63 overflow in torch and NumPy; a seed is no size, and may be larger
 
@@ -191,15 +191,25 @@ class Options:
             elif not (name.startswith("_") or callable(value) or isinstance(value, types.ModuleType)):
                 self.unknown(name, f"{path}: {name}")
 
-    def build(self, base=None):
-        """An instance of each class from defaults <- base (a dict) <- what was given; ConfigError with all problems."""
+    def get(self, name):
+        """What was given for an option, else its default."""
+        defaults = {field.name: field.default for cls in self.classes for field in fields(cls)}
+        return self.values.get(name, defaults[name])
+
+    def build(self, base=None, origin=""):
+        """An instance of each class from defaults <- base (a dict, of `origin`) <- what was given.
+
+        Raises ConfigError with all problems.
+        """
         merged = {**(base or {}), **self.values}
+        sources = {**dict.fromkeys(base or (), origin), **self.sources}
         problems, built = list(self.problems), []
         for cls in self.classes:
             try:
-                built.append(cls(**{f.name: merged[f.name] for f in fields(cls) if f.name in merged}))
+                built.append(cls(**checked(cls, {f.name: merged[f.name] for f in fields(cls) if f.name in merged})))
             except ValueError as error:
-                problems += [line + self.blame(line) for line in str(error).splitlines() if not self.follows(line)]
+                lines = [line for line in str(error).splitlines() if not self.follows(line)]
+                problems += [line + blame(line, sources) for line in lines]
         if len(problems) == 1:
             raise ConfigError(problems[0])
         if problems:
@@ -210,10 +220,11 @@ class Options:
         """Whether a message speaks of an option that was wrong already, where the default stands now."""
         return not self.wrong.isdisjoint(re.findall(r"(\w+)=", line))
 
-    def blame(self, line):
-        """Where the values that a message speaks of came from."""
-        named = dict.fromkeys(name for name in re.findall(r"(\w+)=", line) if name in self.sources)
-        return f" [{', '.join(self.sources[name] for name in named)}]" if named else ""
+
+def blame(line, sources):
+    """Where the values that a message speaks of came from."""
+    named = dict.fromkeys(sources[name] for name in re.findall(r"(\w+)=", line) if sources.get(name))
+    return f" [{', '.join(map(str, named))}]" if named else ""
 
 
 def to_source(*configs):

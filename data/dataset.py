@@ -7,7 +7,7 @@ meta.json; they are taken as GPT-2's tokens.
 import hashlib
 import json
 import math
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ class TokenWriter:
         self.file.close()
 
 
-def fingerprint(path):
+def fingerprint(path, samples=SAMPLES):
     """A checksum of a file's size and of evenly spaced samples of it; up to 4 MiB, of all its bytes.
 
     It tells in milliseconds whether a .bin belongs to its meta.json: to read 20 GB would delay each start by a minute.
@@ -62,8 +62,8 @@ def fingerprint(path):
     size = Path(path).stat().st_size
     sha256 = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
-        for number in range(SAMPLES):
-            file.seek(max(size - SAMPLE, 0) * number // (SAMPLES - 1))
+        for number in range(samples):
+            file.seek(max(size - SAMPLE, 0) * number // max(samples - 1, 1))
             sha256.update(file.read(SAMPLE))
     return sha256.hexdigest()
 
@@ -129,6 +129,13 @@ class Dataset:
             f"{len(files['train']):,} train, {len(files['val']):,} val)"
         )
         return open_all(files, LAYOUTS[layout]), dict.fromkeys(SPLITS), {"kind": "gpt2"}
+
+    @cached_property
+    def fingerprint(self):
+        """A checksum of all the files: of their order, their sizes and samples of what they hold."""
+        files = [shard.file.name for split in SPLITS for shard in self.ids[split].shards]
+        each = [fingerprint(file, max(SAMPLES // len(files), 1)) for file in files]
+        return hashlib.sha256("".join(each).encode()).hexdigest()
 
     def error(self, message):
         prepared = ", ".join(sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json")))

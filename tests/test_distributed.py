@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
-def torchrun(*argv, ranks=2, script=ROOT / "train.py"):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(script)]
+def torchrun(*argv, ranks=2, restarts=0, script=ROOT / "train.py"):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += [f"--max_restarts={restarts}", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, *argv], capture_output=True, text=True, encoding="utf-8", env=environment, timeout=300

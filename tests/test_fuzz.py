@@ -323,12 +323,8 @@ def test_the_sound_file_is_loaded(sound, name):
     load(argument)
 
 
-# An AdamW with a memory of another size than its parameters writes beyond it, and the process ends: not even tried.
-UNCHECKED = pytest.mark.xfail(reason="--init_from=resume takes what latest.pt holds inside as it is", run=False)
-
-
 @pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [pytest.param(c, marks=UNCHECKED) if "inside" in c else c for c in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_damage_is_loaded_or_refused_by_name(sound, name, count, capsys):
     file, load, argument, mutations = CASES[name]
     path, faults, before = Path(file), [], peak_memory()

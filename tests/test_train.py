@@ -139,7 +139,7 @@ class SilentLog:
     def tick(self):
         pass
 
-    def step(self, *values):
+    def step(self, *values, **named):
         pass
 
 

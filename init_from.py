@@ -1,0 +1,69 @@
+"""What a run begins from: nothing, the checkpoint of its own folder, or the weights of another model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import checkpoint
+import weights
+from config import ConfigError
+from data import DataError
+from model import GPT
+
+
+def resolve(given):
+    """(ModelConfig, TrainConfig, checkpoint or None) of the options given. Raises ConfigError, CheckpointError.
+
+    Resuming, the checkpoint's options stand where nothing else was given; fine-tuning, its architecture alone. Where
+    init_from=auto was given, the TrainConfig says resume or scratch.
+    """
+    init_from, out_dir = given.get("init_from"), given.get("out_dir")
+    if init_from == "scratch" or given.problems:
+        return *given.build(), None
+    if init_from == "auto":
+        content = checkpoint.newest(out_dir)
+        init_from = "resume" if content else "scratch"
+    elif init_from == "resume":
+        content = checkpoint.load(Path(out_dir) / "latest.pt", checkpoint.TO_RESUME)
+    else:
+        content = weights.load(init_from)
+    resume, base = init_from == "resume", content["model_config"] if content else {}
+    if resume:
+        base = {**content["train_config"], **base, "out_dir": out_dir}
+    model_config, options = given.build(base, content["path"] if content else "")
+    options = replace(options, init_from=init_from)
+    if content:
+        weights.check_architecture(content, model_config, resume)
+    if resume and options.optimizer != base.get("optimizer", "adamw"):
+        raise ConfigError(
+            f"optimizer={options.optimizer}, but {out_dir} was begun with the other, whose memory it cannot take over. "
+            f"Leave it out, or begin a new run with these weights: --init_from={out_dir} --out_dir=ANOTHER"
+        )
+    return model_config, options, content
+
+
+def check_data(content, options, dataset):
+    """Raise DataError where a run would go on, unaware, with other tokens than it was trained on so far."""
+    known = content.get("fingerprint", dataset.fingerprint)  # checkpoints of before had none
+    same_name = content["train_config"].get("dataset") == options.dataset
+    if known != dataset.fingerprint and same_name and not options.new_data:
+        raise DataError(
+            f"the tokens in {dataset.path} are not those that {content['path']} was trained on. Prepare the text as it "
+            "was, or go on with the new tokens: --new_data=True"
+        )
+
+
+def build_model(model_config, options, content, tokenizer):
+    """The model, drawn from the seed or with the checkpoint's weights, and a report of what was done to fit them.
+
+    Raises ConfigError, CheckpointError.
+    """
+    if content is not None:
+        weights.check_tokenizer(content, tokenizer.spec(), options.dataset)
+        return weights.build(content, model_config, options.seed)
+    V = model_config.vocab_size or tokenizer.vocab_size
+    if tokenizer.vocab_size > V:
+        raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
+    torch.manual_seed(options.seed)  # the same weights on every rank
+    return GPT(replace(model_config, vocab_size=V)), []

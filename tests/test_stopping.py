@@ -1,0 +1,129 @@
+"""Signals and kills: real ones, sent to real processes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_train import metrics, same, state
+
+import checkpoint
+import train
+from stopping import Stop
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def start(argv, *launcher, script=ROOT / "train.py"):
+    """A process of train.py in the current folder, with its output in the file `output`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    output = open("output", "w", encoding="utf-8")  # noqa: SIM115, the process has it
+    command = [sys.executable, *launcher, str(script), *argv]
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def wait_for(process, words):
+    """Wait until the process has written these words."""
+    deadline = time.monotonic() + 120
+    while words not in (text := Path("output").read_text(encoding="utf-8")):
+        assert process.poll() is None and time.monotonic() < deadline, text
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number, launcher", [
+    (signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGTERM, TORCHRUN), (signal.SIGINT, TORCHRUN),
+], ids=["SIGINT", "SIGTERM", "SIGTERM to torchrun", "SIGINT to torchrun"])  # fmt: skip
+def test_a_signal_ends_the_run_after_its_step_and_nothing_is_lost(tiny, run, number, launcher):
+    options = {"max_iters": 3000, "lr_decay_iters": 3000, "eval_interval": 3000, "dropout": 0.3}
+    process = start(run(**options), *launcher)
+    wait_for(process, "step 12: loss")
+    process.send_signal(number)
+    code, text = process.wait(timeout=120), Path("output").read_text(encoding="utf-8")
+    assert code == (1 if launcher else 128 + number), text  # torchrun has its own codes
+    stopped = state("out")["step"]
+    assert 12 < stopped < 3000
+    sent = [n.name for n in (signal.SIGINT, signal.SIGTERM) if f"{n.name}: saved at step {stopped}; to go on:" in text]
+    assert sent and "python train.py --init_from=resume --out_dir=out" in text
+    end = [f"--{name}={stopped + 5}" for name in ("max_iters", "eval_interval")]
+    end = start(["--init_from=resume", "--out_dir=out", *end], *launcher)
+    assert end.wait(timeout=120) == 0
+    whole = start(
+        run(**{**options, "out_dir": "whole", "max_iters": stopped + 5, "eval_interval": stopped + 5}), *launcher
+    )
+    assert whole.wait(timeout=120) == 0
+    assert same(state("out"), state("whole"))
+    assert [m.get("loss") for m in metrics()] == [m.get("loss") for m in metrics("whole")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_run_at_once(tiny, run, number):
+    process = start(run(gradient_accumulation_steps=1_000_000))
+    wait_for(process, "step 0: train loss")
+    time.sleep(0.5)
+    process.send_signal(number)
+    wait_for(process, "once more ends the run at once")
+    process.send_signal(number)
+    assert process.wait(timeout=60) == -number
+    assert state("out")["step"] == 0
+
+
+def test_signals_are_handled_in_training_alone(tiny, run):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    train.main(run(max_iters=1))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    with pytest.raises(ZeroDivisionError), Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        raise ZeroDivisionError
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+KILLED = """
+import os, random, signal, sys, time
+import checkpoint, train
+
+count, seed, *argv = sys.argv[1:]
+dice, step = random.Random(int(seed)), 0
+train.main([*argv, "--out_dir=warm", "--max_iters=1"])  # what is imported only when it is needed
+for number in range(int(count)):
+    child = os.fork()
+    if child == 0:
+        try:
+            train.main(argv)
+        finally:
+            os._exit(0)
+    time.sleep(dice.uniform(0.05, 0.8))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if os.path.exists("out/latest.pt"):
+        now = checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)["step"]
+        assert now >= step, (now, step)
+        step = now
+    best = os.path.exists("out/best.pt") and checkpoint.load("out/best.pt")
+    assert step == 0 or best
+print("reached", step)
+"""
+
+
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
+def test_no_kill_at_any_moment_leaves_a_checkpoint_that_does_not_load(tiny, run, kills):
+    """kill -9, mid-save too; then the run goes on, and ends as one that was never disturbed."""
+    options = {"max_iters": 4000, "lr_decay_iters": 4000, "eval_interval": 2, "eval_iters": 1, "n_embd": 64}
+    Path("killed.py").write_text(KILLED, encoding="utf-8")
+    seed = str(random.Random().randrange(10**6))
+    process = start([str(kills), seed, *run(**options, init_from="auto")], script="killed.py")
+    text = (process.wait(timeout=600), Path("output").read_text(encoding="utf-8"))
+    assert text[0] == 0, (seed, text[1][-2000:])
+    reached = int(text[1].rpartition("reached ")[2])
+    assert reached > 0
+    end = {**options, "max_iters": reached + 4}
+    train.main(run(**end, init_from="auto"))
+    train.main(run(**{**end, "out_dir": "whole", "eval_interval": reached + 4}))
+    assert same(checkpoint.load("out/latest.pt")["model"], checkpoint.load("whole/latest.pt")["model"])
+    assert not [path.name for path in Path("out").iterdir() if path.name.endswith(".tmp")]
