@@ -8,6 +8,7 @@ name. The logits are the same. `--init_from=hf-quickstart` reads it back, to sam
 
 import contextlib
 import json
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def export(source, folder):
         free = shutil.disk_usage(folder.parent).free
         raise ConfigError(f"cannot write {folder / name} ({free:,} bytes are free there): {error}") from error
     print(f"{content['path']} is now a {CLASSES[kind]} in {folder}")
-    print(f"let it write: python sample.py --init_from={folder}")
+    print(f"let it write: python sample.py --init_from={shlex.quote(str(folder))}")
 
 
 def write_json(path, content):

@@ -173,9 +173,10 @@ def generate(decoder, prompts, max_new_tokens, vocab_size, sampling, generator=N
         yield following[:, 0]
         if count == max_new_tokens - 1:
             return
-        new.append(following)
-        lengths = [n + 1 for n in lengths]
-        if config.position == "learned" and max(lengths) > config.block_size:
+        if config.position == "learned":  # a rolling window never looks back, and need not remember millions of them
+            new.append(following)
+            lengths = [n + 1 for n in lengths]
+        if max(lengths) > config.block_size:
             rows = [torch.cat((row, more)) for row, more in zip(rows, torch.cat(new, dim=1), strict=True)]
             half = max(config.block_size // 2, 1)
             rows = [row if len(row) <= config.block_size else row[-half:] for row in rows]

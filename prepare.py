@@ -17,7 +17,7 @@ from typing import Annotated
 from tqdm import tqdm
 
 import config
-from data import DataError, replacing_all
+from data import DataError, in_utf8, replacing_all
 from data.corpora import CORPORA, obtain
 from data.dataset import TokenWriter, dataset_path, fingerprint, write_meta
 from data.text import Text, cut_between_words, find_files
@@ -68,7 +68,7 @@ class PrepareConfig:
 
 def demand_apart(option, path, folder):
     """Raise DataError where an input contains the files that are to be written: the next time, they would be read."""
-    source, target = Path(path).resolve(), folder.resolve()
+    source, target = (Path(os.path.realpath(place)) for place in (path, folder))  # a loop of links is refused later
     if source in (target, *target.parents, *(target / name for name in FILES)):
         raise DataError(
             f"{option}={path} contains {folder}, which is to be written. Move the text into a folder of its own, such "
@@ -172,7 +172,7 @@ def prepare(options):
         _, start, stop = parts["train"]
         tokenizer = train_bpe(cut_between_words(text.pieces(start, stop)), options.vocab_size)
     with filling(folder):
-        write(folder, parts, tokenizer, options.input or corpus.url or name, text.sha256)
+        write(folder, parts, tokenizer, in_utf8(options.input or corpus.url or name), text.sha256)
 
 
 def main(argv=None):

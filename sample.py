@@ -20,7 +20,7 @@ import checkpoint
 import config
 import weights
 from checkpoint import CheckpointError
-from data import DataError
+from data import DataError, in_utf8
 from generation import Decoder, Sampling, TextStream, generate
 from memory import memory_guard
 from model import DeviceError, pick_device, pick_dtype
@@ -58,7 +58,7 @@ class SampleConfig:
         problems += [f"{name}= is empty" for name in ("init_from", "out_dir") if not getattr(self, name)]
         if not -(2**63) <= self.seed < 2**63:
             problems.append(f"seed={self.seed} must lie between -2**63 and 2**63")
-        if not all(map(is_utf8, self.stop)):
+        if not all(is_utf8(in_utf8(stop)) for stop in self.stop):
             problems.append("stop= is not UTF-8 in this locale")
         if self.interactive and len(self.start) > 1:
             problems.append("start= is given several times; a conversation begins with one text")
@@ -80,9 +80,10 @@ def is_utf8(text):
 def read_start(start):
     """The start's text, or the text of the file that it names. Raises DataError."""
     if not start.startswith("FILE:"):
-        if not is_utf8(start):
+        text = in_utf8(start)
+        if not is_utf8(text):
             raise DataError("the start is not UTF-8; write it into a file and use --start=FILE:path")
-        return start
+        return text
     path = Path(start.removeprefix("FILE:"))
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -138,7 +139,7 @@ class Writer:
         tokens = generate(
             self.decoder, prompts, options.max_new_tokens, self.tokenizer.vocab_size, self.sampling, self.generator
         )
-        streams = [TextStream(self.tokenizer, options.stop) for _ in prompts]
+        streams = [TextStream(self.tokenizer, tuple(map(in_utf8, options.stop))) for _ in prompts]
         # A GPU works ahead of Python. To ask it for every token would make it wait, so it is asked for 16 at a time.
         at_once = 1 if self.device.type == "cpu" else 16
         waiting = []

@@ -11,6 +11,13 @@ class DataError(ValueError):
     """A problem with a data set, a text or a download, and what to do about it."""
 
 
+def in_utf8(text):
+    """A text of the command line as the UTF-8 that was typed, also where the locale took its bytes for another code."""
+    with contextlib.suppress(UnicodeError):  # they are no UTF-8: the locale may be right
+        return os.fsencode(text).decode("utf-8")
+    return text
+
+
 @contextlib.contextmanager
 def replacing_all(*paths):
     """Temporary names beside `paths` to write to. When the body ends well the files take the places of `paths`, in

@@ -30,14 +30,18 @@ def command(*words, cwd=ROOT, **environment):
     )
 
 
-@pytest.fixture
-def clone(tmp_path):
+def copy_of_the_program(folder):
     """What a stranger has who has prepared nothing: the program, its presets and README."""
     for path in [*ROOT.glob("*.py"), *ROOT.glob("[cdh]*/*.py"), ROOT / "README.md"]:  # config, data, docs, huggingface
-        copy = tmp_path / "clone" / path.relative_to(ROOT)
+        copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    return tmp_path / "clone"
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path):
+    return copy_of_the_program(tmp_path / "clone")
 
 
 def first_command():
@@ -107,28 +111,55 @@ def test_importing_has_no_side_effects(module, tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "") and not any(tmp_path.iterdir())
 
 
-def test_accents_survive_a_locale_without_them(clone):
-    text = "Capítulo I: não há maçã — “olá”\n" * 200
-    (clone / "m.txt").write_text(text, encoding="utf-8")
-    environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    run = [
-        "train.py",
-        "config/quickstart.py",
-        "--dataset=m",
-        "--out_dir=out-ção",
-        "--n_embd=16",
-        "--max_iters=1",
-        "--eval_iters=1",
-    ]
-    for words in (
-        ["prepare.py", "m", "--input=m.txt"],
-        run,
-        ["sample.py", "--out_dir=out-ção", "--num_samples=1", "--start=não", "--max_new_tokens=5"],
-    ):
-        result = command(*words, cwd=clone, **environment)
-        assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("não")
-    assert "“" in (clone / "data/m/meta.json").read_text(encoding="utf-8")
+DOM_CASMURRO = """Uma noite destas, vindo da cidade para o Engenho Novo, encontrei no trem da Central um rapaz aqui do
+bairro, que eu conheço de vista e de chapéu. — «Não durma», disse ele; e a viagem, ó leitor, não acabou aí.
+O meu fim evidente era atar as duas pontas da vida, e restaurar na velhice a adolescência.
+"""
+THREE = """
+prepare.py assis --input=memórias.txt
+train.py config/quickstart.py --dataset=assis --out_dir=saída --n_embd=16 --max_iters=1 --eval_iters=1
+sample.py --out_dir=saída --num_samples=2 --max_new_tokens=50 --start=não --start=FILE:memórias.txt --stop=ª
+"""
+IN_TURN = """import importlib, sys
+for line in sys.argv[1:]:
+    script, *words = line.split()
+    importlib.import_module(script[:-3]).main(words)
+"""  # in one process: torch takes a second to import
+
+
+def made_in_locale(folder, **environment):
+    """What a text of Machado de Assis becomes, in bytes: the data files, and what a model of it says."""
+    (folder / "memórias.txt").write_text(DOM_CASMURRO * 20, encoding="utf-8")
+    command = [sys.executable, "-c", IN_TURN, *THREE.strip().splitlines()]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **environment}
+    result = subprocess.run(command, capture_output=True, cwd=folder, env=environment)
+    assert result.returncode == 0, result.stderr
+    files = {path.name: path.read_bytes() for path in (folder / "data/assis").iterdir()}
+    return files, result.stdout.rpartition(b"let it write: ")[2].partition(b"\n")[2]
+
+
+@pytest.fixture(scope="module")
+def in_utf8(tmp_path_factory):
+    folder = copy_of_the_program(tmp_path_factory.mktemp("utf8") / "clone")
+    return made_in_locale(folder, LC_ALL="C.UTF-8", PYTHONUTF8="1", PYTHONIOENCODING="utf-8")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+        {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"},  # of a console of Windows
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=lambda environment: " ".join(f"{name}={value}" for name, value in environment.items()),
+)
+def test_no_locale_changes_a_byte(clone, in_utf8, environment):
+    """The accents on the command line were refused as no UTF-8, and meta.json had the file's name in escapes."""
+    files, said = made_in_locale(clone, **environment)
+    assert files == in_utf8[0] and said == in_utf8[1]
+    assert said.startswith("não".encode()) and "conheço".encode() in said
+    assert '"source": "memórias.txt"'.encode() in files["meta.json"] and "—".encode() in files["meta.json"]
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are always Unicode on this system")

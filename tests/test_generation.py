@@ -1,5 +1,6 @@
 """Generation: what is drawn, that the cache changes nothing, and when bytes become text."""
 
+import gc
 import itertools
 import math
 
@@ -207,6 +208,18 @@ def test_the_cache_has_as_many_heads_as_keys_have_and_is_made_once():
     before = [t.data_ptr() for t in decoder.cache.keys]
     list(generate(decoder, [[1]], 20, V, GREEDY))
     assert before == [t.data_ptr() for t in decoder.cache.keys] != places
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_the_length_of_a_sample_costs_no_memory(position):
+    """With rotary positions each token that was drawn was kept, and nothing ever read them."""
+    net = GPT(ModelConfig(vocab_size=V, block_size=4, n_layer=1, n_head=1, n_embd=8, position=position))
+    tokens = generate(Decoder(net, 1, 4), [[1]], 200, V, GREEDY)
+    alive = []
+    for count, _ in enumerate(tokens):
+        if count in (20, 198):
+            alive.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
+    assert alive[1] <= alive[0] + 5
 
 
 def test_a_decoder_forgets_the_batch_before():

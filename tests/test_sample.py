@@ -1,5 +1,6 @@
 """The command that lets a model write: what reaches the terminal, and what it refuses."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -64,6 +65,15 @@ def test_compiled_samples_are_the_same(trained, capsys):
         (["--start=FILE:none.txt"], "cannot read none.txt"),
         (["--start=FILE:empty.txt"], "empty.txt is empty"),
         (["--start=FILE:latin.txt"], "latin.txt is not UTF-8 (offset 1)"),
+        (["--start=FILE:binary.dat"], "binary.dat is not UTF-8 (offset 0)"),
+        (["--start=FILE:zero.txt"], "never saw in training.*U+0000"),
+        (["--start=FILE:."], "cannot read .: "),
+        (["--start=FILE:loop"], "cannot read loop: "),
+        (["--start=FILE:tiny.txt/x"], "cannot read tiny.txt"),
+        (["--top_p=1.01"], "top_p=1.01 must be above 0 and at most 1"),
+        (["--temperature=nan"], "temperature='nan' expects a number"),
+        (["--max_new_tokens=-5"], "max_new_tokens=-5 must be at least 1"),
+        (["--max_new_tokens=1e300"], "max_new_tokens="),
         (["--temperature=-1"], "temperature=-1.0 must be at least 0"),
         (["--top_p=0"], "top_p=0.0 must be above 0 and at most 1"),
         (["--top_k=-3"], "top_k=-3 must be at least 0"),
@@ -83,12 +93,43 @@ def test_compiled_samples_are_the_same(trained, capsys):
 def test_mistakes_are_one_message(trained, capsys, argv, words):
     (trained / "empty.txt").touch()
     (trained / "latin.txt").write_bytes("não".encode("latin1") * 2)
+    (trained / "binary.dat").write_bytes(b"\x89PNG\r\n\x1a\n\0\xff")
+    (trained / "zero.txt").write_bytes(b"o\0o")
+    with contextlib.suppress(OSError):  # not everybody may on Windows
+        (trained / "loop").symlink_to("loop")
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
         sample.main(["--max_new_tokens=5", *argv])
     message = capsys.readouterr().err
     assert exit.value.code == 2 and message.count("\n") == 1
     assert re.search(".*".join(map(re.escape, words.split(".*"))), message), message
+
+
+@pytest.mark.parametrize(
+    "argv, same",
+    [
+        (["--top_k=0"], ["--top_k=None"]),  # among all
+        (["--top_k=9999"], ["--top_k=0"]),  # more than there are: all
+        (["--top_k=1"], ["--temperature=0"]),
+        (["--temperature=1e-300"], ["--temperature=0"]),
+        (["--top_p=1e-300"], ["--temperature=0"]),
+        (["--start=FILE:bom.txt"], []),  # a byte order mark is no character
+        (["--stop=never there"], []),
+        (["--stop=never there, and longer than all that is written; " + "x" * 99], []),
+        (["--max_new_tokens=1000000000", "--stop=o", "--stop=n", "--stop= "], ["--stop=o", "--stop=n", "--stop= "]),
+    ],
+)
+def test_the_ends_of_the_ranges_mean_what_is_documented(trained, capsys, argv, same):
+    Path("bom.txt").write_text("o menino", encoding="utf-8-sig")
+    common = ["--num_samples=1", "--start=o menino"]
+    assert spoken(capsys, *common[: 1 if "bom" in argv[0] else 2], *argv) == spoken(capsys, *common, *same)
+
+
+def test_a_start_longer_than_block_size_is_shown_whole_and_read_from_its_end(trained, capsys):
+    """The model has a context of 16."""
+    end = "não comeu; o men"
+    spoke = spoken(capsys, "--num_samples=1", "--temperature=0", f"--start={'maçã ' * 1000}{end}")
+    assert spoke == "maçã " * 1000 + spoken(capsys, "--num_samples=1", "--temperature=0", f"--start={end}")
 
 
 def test_several_starts_are_one_batch_and_each_is_what_it_is_alone(trained, capsys):
