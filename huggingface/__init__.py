@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from checkpoint import CheckpointError
+from data.corpora import file_sha256
 from data.tokenizer import load_tokenizer, read_spec
 from huggingface.config_json import read_config, read_json
 from model import GPT
@@ -41,14 +42,34 @@ def download(name):
     """The folder with the files of one of OpenAI's models, fetched once into huggingface_hub's cache."""
     hub = extra("huggingface_hub")
     try:
-        paths = [hub.hf_hub_download(HUB[name], file) for file in FILES]
+        paths = [fetch(hub, HUB[name], file) for file in FILES]
     except Exception as error:  # its own kinds, requests' and the system's
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
             f"cannot fetch {HUB[name]} ({reason}). Connect to the network, or fetch {', '.join(FILES)} elsewhere and "
             "give their folder: --init_from=FOLDER"
         ) from error
-    return Path(paths[0]).parent
+    return paths[0].parent
+
+
+def fetch(hub, repository, file):
+    """The path of a file in huggingface_hub's cache. Raises ValueError where something else arrived.
+
+    huggingface_hub tries again, lets a second process wait, and compares sizes. It does not compare the sha256, by which
+    it names every large file, and leaves for ever what a process that was killed had fetched of it.
+    """
+    old = hub.try_to_load_from_cache(repository, file)
+    path = Path(hub.hf_hub_download(repository, file))
+    if isinstance(old, str):
+        return path
+    blob = path.resolve()
+    for abandoned in blob.parent.glob(f"{blob.name}.*.incomplete"):
+        abandoned.unlink(missing_ok=True)
+    if len(blob.name) == 64 and (found := file_sha256(blob)) != blob.name:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise ValueError(f"the sha256 of the {file} that arrived is {found}, not {blob.name}")
+    return path
 
 
 def read(folder, source):

@@ -1,9 +1,12 @@
 """Models from Hugging Face: the same logits as transformers', and every folder that is not sound refused by name."""
 
+import contextlib
+import hashlib
 import http.server
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -294,8 +297,10 @@ def test_the_installed_versions_are_those_that_the_messages_name():
         assert any(version in source for source in sources), package
 
 
-class Hub(http.server.SimpleHTTPRequestHandler):
-    """As much of huggingface.co as a download needs."""
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of huggingface.co as a download needs; `plan` has the faults that model.safetensors meets in turn."""
+
+    plan, half_sent, go_on = [], threading.Semaphore(0), threading.Event()
 
     def do_GET(self):
         self.reply(True)
@@ -305,43 +310,131 @@ class Hub(http.server.SimpleHTTPRequestHandler):
 
     def reply(self, with_body):
         prefix = "/openai-community/gpt2/resolve/main/"
-        body = Path("served", self.path.removeprefix(prefix)).read_bytes() if self.path.startswith(prefix) else b""
-        self.send_response(200 if body else 404)
-        for name, value in {"Content-Length": len(body), "ETag": f'"{hash(body)}"', "X-Repo-Commit": "a" * 40}.items():
+        path = Path("served", self.path.removeprefix(prefix))
+        body = path.read_bytes() if self.path.startswith(prefix) and path.is_file() else b""
+        step = self.plan.pop(0) if with_body and path.suffix == ".safetensors" and self.plan else 200
+        self.send_response((step if isinstance(step, int) else 200) if body else 404)
+        etag = hashlib.sha256(body).hexdigest()  # as of large files
+        for name, value in {"Content-Length": len(body), "ETag": f'"{etag}"', "X-Repo-Commit": "a" * 40}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        if with_body:
-            self.wfile.write(body)
+        if with_body and not isinstance(step, str):
+            self.wfile.write(body if step == 200 else b"")
+        elif with_body:
+            self.wfile.write(body[:1000] if step != "other" else b"?" * len(body))
+            if step == "stall":
+                self.half_sent.release()
+                self.go_on.wait(60)
+                self.wfile.write(body[1000:])
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # the client was killed, or has heard enough
+            super().handle()
 
     def log_message(self, *_):
         pass
 
 
-def sample_from_the_hub(workspace, endpoint):
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(workspace / "home"), "HF_HUB_OFFLINE": "0",
-                   "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}  # fmt: skip
-    words = ["--init_from=gpt2", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=abc"]
-    return subprocess.run([sys.executable, ROOT / "sample.py", *words], env=environment, cwd=workspace, timeout=300,
-                          capture_output=True, text=True, encoding="utf-8")  # fmt: skip
-
-
-def test_a_name_at_the_hub_is_fetched_once(workspace):
+@pytest.fixture
+def hub(workspace):
+    """The address of a hub that has a small gpt2."""
     make_gpt2(1, 2, 8, len(CHARS), 16).save_pretrained("served")
     Path("served/tokenizer.json").write_text(CharTokenizer(CHARS).json(), encoding="utf-8")
+    Hub.plan, Hub.half_sent, Hub.go_on = [], threading.Semaphore(0), threading.Event()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        first = sample_from_the_hub(workspace, f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        Hub.go_on.set()
         server.shutdown()
+
+
+def start_from_the_hub(endpoint, *words):
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(Path.cwd() / "home"), "HF_HUB_OFFLINE": "0",
+                   "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    return subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, encoding="utf-8")  # fmt: skip
+
+
+def sample_from_the_hub(endpoint):
+    words = ["--init_from=gpt2", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=abc"]
+    process = start_from_the_hub(endpoint, ROOT / "sample.py", *words)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def fetch_from_the_hub(endpoint):
+    """The download alone, which is sooner there."""
+    code = "import checkpoint, config, huggingface\nwith config.command(checkpoint.CheckpointError):\n"
+    return start_from_the_hub(endpoint, "-c", code + "    huggingface.download('gpt2')")
+
+
+def held():
+    """What huggingface_hub's cache has under the final names: {name: bytes}."""
+    return {path.name: path.read_bytes() for path in Path("home").rglob("snapshots/*/*")}
+
+
+def test_a_name_at_the_hub_is_fetched_once(hub):
+    first = sample_from_the_hub(hub)
     assert first.returncode == 0 and first.stdout.startswith("abc"), first.stderr
-    again = sample_from_the_hub(workspace, "http://127.0.0.1:9")  # nobody listens there
+    again = sample_from_the_hub("http://127.0.0.1:9")  # nobody listens there
     assert again.returncode == 0 and again.stdout == first.stdout, again.stderr
 
 
 def test_a_hub_that_cannot_be_reached_is_one_message(workspace):
-    result = sample_from_the_hub(workspace, "http://127.0.0.1:9")
+    result = sample_from_the_hub("http://127.0.0.1:9")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("sample.py: cannot fetch openai-community/gpt2 (") and "--init_from=FOLDER" in last
+
+
+def test_a_hub_that_stumbles_is_asked_again(hub):
+    Hub.plan = [500, "short"]
+    process = fetch_from_the_hub(hub)
+    assert process.communicate(timeout=100) and process.returncode == 0
+    assert Hub.plan == [] and held() == {path.name: path.read_bytes() for path in Path("served").iterdir()
+                                         if path.name in huggingface.FILES}  # fmt: skip
+
+
+def test_a_file_that_the_hub_lacks_is_one_message(hub):
+    Path("served/model.safetensors").unlink()
+    process = fetch_from_the_hub(hub)
+    last = process.communicate(timeout=100)[1].strip().splitlines()[-1]
+    assert process.returncode == 2 and "--init_from=FOLDER" in last and "model.safetensors" not in held()
+
+
+def test_what_is_not_what_the_hub_has_is_refused_and_fetched_anew(hub):
+    """huggingface_hub compares the size alone: the weights were wrong, and would have been for ever."""
+    Hub.plan = ["other"]
+    process = fetch_from_the_hub(hub)
+    last = process.communicate(timeout=100)[1].strip().splitlines()[-1]
+    assert process.returncode == 2 and "the sha256 of the model.safetensors that arrived is" in last
+    assert "model.safetensors" not in held()
+    assert fetch_from_the_hub(hub).wait(100) == 0
+    assert held()["model.safetensors"] == Path("served/model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to a process")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_who_is_stopped_while_fetching_can_begin_again(hub, number):
+    Hub.plan = ["stall"]
+    process = fetch_from_the_hub(hub)
+    assert Hub.half_sent.acquire(timeout=100)
+    process.send_signal(getattr(signal, number))
+    message = process.communicate(timeout=100)[1]
+    assert "Traceback" not in message and "model.safetensors" not in held()
+    assert process.returncode == (130 if number == "SIGINT" else -getattr(signal, number))
+    assert fetch_from_the_hub(hub).wait(100) == 0
+    assert held()["model.safetensors"] == Path("served/model.safetensors").read_bytes()
+    assert not list(Path("home").rglob("*.incomplete"))
+
+
+def test_of_two_who_fetch_one_waits_for_the_other(hub):
+    Hub.plan = ["stall"]
+    processes = [fetch_from_the_hub(hub) for _ in range(2)]
+    assert Hub.half_sent.acquire(timeout=100)
+    Hub.go_on.set()
+    assert [process.wait(100) for process in processes] == [0, 0]
+    assert held()["model.safetensors"] == Path("served/model.safetensors").read_bytes()
 
 
 def test_the_names_of_the_four_models():
