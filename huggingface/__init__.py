@@ -55,8 +55,8 @@ def download(name):
 def fetch(hub, repository, file):
     """The path of a file in huggingface_hub's cache. Raises ValueError where something else arrived.
 
-    huggingface_hub tries again, lets a second process wait, and compares sizes. It does not compare the sha256, by which
-    it names every large file, and leaves for ever what a process that was killed had fetched of it.
+    huggingface_hub tries again, lets a second process wait, and compares sizes. It does not compare the sha256, by
+    which it names every large file, and leaves for ever what a process that was killed had fetched of it.
     """
     old = hub.try_to_load_from_cache(repository, file)
     path = Path(hub.hf_hub_download(repository, file))
