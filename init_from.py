@@ -9,6 +9,7 @@ import checkpoint
 import weights
 from config import ConfigError
 from data import DataError
+from memory import demand_room
 from model import GPT
 
 
@@ -57,7 +58,7 @@ def check_data(content, options, dataset):
 def build_model(model_config, options, content, tokenizer):
     """The model, drawn from the seed or with the checkpoint's weights, and a report of what was done to fit them.
 
-    Raises ConfigError, CheckpointError.
+    Raises ConfigError, CheckpointError, DeviceError.
     """
     if content is not None:
         weights.check_tokenizer(content, tokenizer.spec(), options.dataset)
@@ -65,5 +66,14 @@ def build_model(model_config, options, content, tokenizer):
     V = model_config.vocab_size or tokenizer.vocab_size
     if tokenizer.vocab_size > V:
         raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{options.dataset}")
+    model_config = replace(model_config, vocab_size=V)
+    demand_room(4 * parameters_of(model_config), "a smaller --n_layer, --n_embd or --mlp_hidden needs less")
     torch.manual_seed(options.seed)  # the same weights on every rank
-    return GPT(replace(model_config, vocab_size=V)), []
+    return GPT(model_config), []
+
+
+def parameters_of(c):
+    """About how many a model of this shape has, its matrices; to build one with too many takes all the memory."""
+    attention = (c.n_head + 2 * c.kv_heads) * c.head_size * c.n_embd + c.n_embd**2
+    mlp = (3 if c.mlp == "swiglu" else 2) * c.n_embd * c.hidden
+    return c.n_layer * (attention + mlp) + c.vocab_size * c.n_embd

@@ -1,6 +1,7 @@
 """What a run tells and leaves behind: the console; in out_dir training.log, metrics.jsonl, loss.png and config.py."""
 
 import contextlib
+import gc
 import json
 import math
 import shlex
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from checkpoint import describe
 from config import ConfigError, to_source
 from data import replacing
-from metrics import drop_metrics_from, plot_losses, read_metrics
+from metrics import drop_metrics_from, parsed_lines, plot_losses
 from run_folder import open_folder
 
 NO_BETTER = 3  # evaluations after which a run says that it gets no better
@@ -81,6 +82,8 @@ class RunLog:
             self.say(f"note: lr_decay_iters={decay} is beyond max_iters={end}: the rate will not come down to min_lr")
         if options.decay_lr and decay < end:
             self.say(f"note: lr_decay_iters={decay} is below max_iters={end}: from there on the rate stays at min_lr")
+        if options.decay_lr and options.warmup_iters > end:
+            self.say(f"note: warmup_iters={options.warmup_iters} is beyond max_iters={end}: the rate will still rise")
         if options.decay_lr and options.min_lr > options.learning_rate:
             self.say(
                 f"note: min_lr={options.min_lr} is above learning_rate={options.learning_rate}: the rate will rise"
@@ -144,8 +147,8 @@ class RunLog:
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:
             try:
-                metrics, _ = read_metrics(self.folder / "metrics.jsonl")
-                plot_losses(metrics, self.folder / "loss.png")
+                plot_losses(parsed_lines(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+                gc.collect()  # figures refer to themselves in circles, and would pile up for thousands of steps
             except Exception as error:  # MPLBACKEND, a font, TeX, a picture that Windows locks: no reason to stop
                 reason = str(error).partition("\n")[0]
                 self.say(f"loss.png could not be drawn ({type(error).__name__}: {reason})")

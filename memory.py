@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 
 import torch
@@ -18,6 +19,16 @@ def keep_freed_memory():
     if sys.platform == "linux" and hasattr(glibc := ctypes.CDLL(None), "mallopt"):
         glibc.mallopt(-4, 0)  # M_MMAP_MAX: no block, however large, is a mapping of its own
         glibc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+
+
+def demand_room(size, advice):
+    """Raise DeviceError where so many bytes are more than the machine has: the system would kill us, and not tell."""
+    if hasattr(os, "sysconf"):  # not on Windows
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > room:
+            raise DeviceError(
+                f"out of memory: the weights alone are {size:,} bytes, and this machine has {room:,}; {advice}"
+            )
 
 
 def memory_advice(batch_size, accumulation):

@@ -21,10 +21,18 @@ def is_number(value):
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
+def parsed_lines(path):
+    """What `parse` makes of each line of metrics.jsonl, one after the other: of a long run they fill the memory."""
+    if path.exists():
+        with open(path, "rb") as file:
+            for line in file:
+                if line != b"\n":
+                    yield parse(line)
+
+
 def read_metrics(path):
     """The dictionaries of metrics.jsonl, none where there is no file; and the number of damaged lines left out."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    parsed = [parse(line) for line in lines if line]
+    parsed = list(parsed_lines(path))
     metrics = [values for values in parsed if values is not None]
     return metrics, len(parsed) - len(metrics)
 
@@ -42,16 +50,19 @@ def drop_metrics_from(first_step, path):
 
 
 def plot_losses(metrics, path):
-    """Draw the loss curves of read_metrics: every logged batch faintly, the evaluations with marks."""
+    """Draw the loss curves of parsed lines: every logged batch faintly, the evaluations with marks."""
     from matplotlib.figure import Figure  # not pyplot, which keeps every figure and may want a display
 
-    batches = [m for m in metrics if "loss" in m]
-    evaluations = [m for m in metrics if "val_loss" in m]
+    batches, evaluations = [], []
+    for values in filter(None, metrics):
+        if "loss" in values:
+            batches.append((values["step"], values["loss"]))
+        if "val_loss" in values:
+            evaluations.append(values)
+    batches = batches[:: max(len(batches) // 2000, 1)]  # a picture has a thousand columns; more points cost memory
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(
-        [b["step"] for b in batches], [b["loss"] for b in batches], color="0.75", lw=0.8, label="training batches"
-    )
+    axes.plot([b[0] for b in batches], [b[1] for b in batches], color="0.75", lw=0.8, label="training batches")
     steps = [e["step"] for e in evaluations]
     axes.plot(steps, [e["train_loss"] for e in evaluations], "o-", color="#0072b2", ms=3, label="training")
     axes.plot(steps, [e["val_loss"] for e in evaluations], "s-", color="#d55e00", ms=3, label="validation")

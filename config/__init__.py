@@ -20,6 +20,7 @@ from pathlib import Path
 
 from config.values import checked, convert, describe, option_types, to_repr
 
+PATHS = ("out_dir", "init_from", "input", "val_input", "to", "results", "peer")  # in which ~ is the user's folder
 LARGEST = 2**53  # of integers: sizes near 2**63 overflow in torch and NumPy; a seed is no size, and may be larger
 
 
@@ -73,7 +74,7 @@ def command(*errors):
     except BrokenPipeError:  # the reader of our output has gone, as in `python sample.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a shell has it for SIGPIPE
-    except (ConfigError, OSError, *errors) as error:
+    except (ConfigError, OSError, UnicodeEncodeError, *errors) as error:  # the third: a name, in an ASCII locale
         say_once(message_of(error))
         sys.exit(2)
     except KeyboardInterrupt:
@@ -151,6 +152,7 @@ class Options:
             if isinstance(result, str):
                 if "\0" in result:
                     raise ValueError("holds a zero byte, which no file's name may have")
+                result = os.path.expanduser(result) if name in PATHS else result
                 result.encode("utf-8", "surrogateescape")  # ValueError: halves of characters, which no name may have
             if isinstance(result, int) and abs(result) > LARGEST and name != "seed":
                 raise ValueError("must lie between -2**53 and 2**53")

@@ -7,6 +7,7 @@ meta.json; they are taken as GPT-2's tokens.
 import hashlib
 import json
 import math
+import os
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -25,7 +26,8 @@ SAMPLES, SAMPLE = 64, 1 << 16  # a fingerprint looks at so many places of a file
 
 def dataset_path(name):
     """data/NAME, for a name that is one plain folder name. Raises DataError."""
-    if not name or name != Path(name).name or name.startswith((".", "_")):
+    plain = name == Path(name).name and name.isprintable() and len(os.fsencode(name)) < 256
+    if not name or not plain or name.startswith((".", "_")):
         raise DataError(
             f"dataset={name!r} must be one plain name, such as shakespeare_char: it becomes a folder in data/"
         )
