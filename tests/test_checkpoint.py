@@ -92,6 +92,17 @@ def test_damage_is_one_message_that_names_the_file(trained, how):
         checkpoint.load("x.pt")
 
 
+def test_one_wrong_bit_in_the_weights_is_found(trained):
+    """torch.load does not compare checksums, and took it for another weight."""
+    path = Path("out/best.pt")
+    whole, weights = path.read_bytes(), checkpoint.load(path)["model"]["h.0.mlp.c_fc.weight"]
+    place = whole.index(weights.numpy().tobytes()[:64]) + 40
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert not torch.equal(torch.load(path, weights_only=True)["model"]["h.0.mlp.c_fc.weight"], weights)
+    with pytest.raises(CheckpointError, match=r"best\.pt cannot be read as a checkpoint"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("content, words", [
     ([1, 2], "not one of seuGPT"),
     ({"model": {}, "config": {}}, "it has no .*model_config"),

@@ -100,3 +100,15 @@ def test_what_students_open_stays_short():
     for path in [*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"), *(ROOT / "huggingface").glob("*.py")]:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= (400 if path.name in ("model.py", "train.py") else 250), path.name
+
+
+def test_every_promise_has_its_test():
+    """docs/RELIABILITY.md names tests that are there."""
+    text = (ROOT / "docs" / "RELIABILITY.md").read_text(encoding="utf-8")
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 40
+    assert [name for name in named if f"def {name}(" not in sources] == []
+    assert all((ROOT / name).exists() for name in re.findall(r"`(tests/\w+\.py)`", text))
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| fault")]
+    assert all("test_" in row.rsplit("|", 2)[1] for row in rows)
