@@ -11,7 +11,8 @@ class Stop:
         self.signal, self.silent = 0, silent  # 0: none came
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as by nohup
+        self.before = {number: signal.signal(number, self.note) for number in numbers}
         return self
 
     def __exit__(self, *_):

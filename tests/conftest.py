@@ -2,7 +2,10 @@
 
 import os
 import random
+import signal
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script; processes of tests inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for models this small, threads that wait cost the most
 
 import pytest

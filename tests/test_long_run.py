@@ -13,7 +13,7 @@ STEPS = 20_000
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_and_file_handles_stay_flat(tiny, run):
-    """It prints what it measured: python -m pytest -m slow -s tests/test_long_run.py"""
+    """It prints what it measured: python -m pytest -m slow -s -n 0 tests/test_long_run.py"""
     process = start(run(max_iters=STEPS, lr_decay_iters=STEPS, eval_interval=1000, n_layer=1, n_embd=16, block_size=8,
                         gradient_accumulation_steps=1))  # fmt: skip
     measured = {}

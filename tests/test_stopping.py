@@ -64,7 +64,9 @@ def test_a_signal_ends_the_run_after_its_step_and_nothing_is_lost(tiny, run, num
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_run_at_once(tiny, run, number):
     process = start(run(gradient_accumulation_steps=1_000_000))
-    wait_for(process, "step 0: train loss")
+    while not Path("out/latest.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
     time.sleep(0.5)
     process.send_signal(number)
     wait_for(process, "once more ends the run at once")
@@ -82,6 +84,18 @@ def test_signals_are_handled_in_training_alone(tiny, run):
         assert stop.signal == signal.SIGTERM
         raise ZeroDivisionError
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_what_was_ignored_stays_ignored(tiny, run):
+    """A script's jobs in the background do not end with Ctrl-C at its terminal."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 KILLED = """
