@@ -195,11 +195,12 @@ class Trainer:
 
     def clip(self):
         """Shorten the gradients to grad_clip. Returns the length that they had, a tensor."""
-        limit = self.options.grad_clip or math.inf
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), limit)
-        self.clipped += grad_norm > limit
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.bare.parameters()])
+        if limit := self.options.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.bare.parameters(), limit, grad_norm)
+            self.clipped += grad_norm > limit
         return grad_norm
 
     def update(self):
