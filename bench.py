@@ -72,7 +72,7 @@ class RaceBench(WithPeer):
 
     def problems(self):
         wrong = f"a race needs --config=FILE, once for each run, and --target=LOSS; target={self.target}"
-        return super().problems() + ([] if self.config and self.target > 0 else [wrong])
+        return super().problems() + ([] if all(self.config or [None]) and self.target > 0 else [wrong])
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,10 @@ def memory_guard(advice):
     """Turns running out of memory, on a GPU or the CPU, into a DeviceError that says what to do."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OverflowError, RuntimeError) as error:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(words in str(error) for words in ("allocate memory", "size calculation overflowed")):
+        sizes = ("allocate memory", "size calculation overflowed", "index-sized integer", "are too long")
+        if not known and not any(words in str(error) for words in sizes):
             raise
         first_line = str(error).partition("\n")[0]
         raise DeviceError(f"out of memory: {advice}. The first line of the report: {first_line}") from error

@@ -120,6 +120,8 @@ def test_a_race_ends_when_the_whole_validation_split_reaches_the_target(docs, ca
         (["step", "quick.py", "--peer=nowhere"], ["peer=nowhere", "transformers"]),
         (["race", "--target=1.9"], ["--config=FILE"]),
         (["race", "--config=quick.py"], ["--target=LOSS"]),
+        (["race", "--config=", "--target=2"], ["--config=FILE"]),
+        (["prepare", "--repeat=1e15"], ["out of memory"]),
         (["race", "--config=nothing.py", "--target=2"], ["nothing.py"]),
         (["race", "--config=quick.py 'open", "--target=2"], ["config=quick.py 'open: No closing quotation"]),
         (["decode", "quick.py", "--rows=x"], ["rows=x"]),
