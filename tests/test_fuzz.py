@@ -295,8 +295,9 @@ def outcome(load, argument, path):
     try:
         load(argument)
     except OWN as error:
-        # What is sound in itself may not fit the data, lead to a loss of NaN, or have no place in transformers.
-        names = {path.name, str(path.parent), argument, "data/", "tuned", "cannot express this model"}
+        # What is sound in itself may not fit the data or the machine, lead to a loss of NaN, or have no place in
+        # transformers.
+        names = {path.name, str(path.parent), argument, "data/", "device=", "tuned", "cannot express this model"}
         fault = None if any(name in str(error) for name in names) else f"no file is named: {error}"
     except BaseException as error:
         fault = f"{type(error).__name__}: {error}"
