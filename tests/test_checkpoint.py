@@ -124,6 +124,16 @@ def test_best_cannot_be_resumed_and_says_what_it_lacks(trained):
         checkpoint.load("out/best.pt", checkpoint.TO_RESUME)
 
 
+def test_the_newest_is_the_last_written_whatever_its_step(tmp_path):
+    """A run that goes on from an earlier step keeps what it makes, and not what was there."""
+    path = tmp_path / "latest.pt"
+    for step in (20, 5, 10):
+        checkpoint.save(path, {"step": step})
+        os.utime(path, ns=(0, {20: 1, 5: 2, 10: 3}[step] * 10**9))
+        checkpoint.keep(path, step, 2)
+    assert [kept.name for kept in checkpoint.numbered(tmp_path)] == ["step-00000010.pt", "step-00000005.pt"]
+
+
 def test_find_prefers_best(trained):
     assert checkpoint.find("out") == Path("out/best.pt")
     Path("out/best.pt").unlink()

@@ -221,6 +221,9 @@ def test_a_file_of_another_preparation_is_noticed(dataset):
         del split["fingerprint"]  # as it was before there were fingerprints
     (dataset.path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     assert Dataset(dataset.path).tokens["train"] == 1000
+    os.truncate(dataset.path / "train.bin", 1997)  # which needs none to be seen
+    with pytest.raises(DataError, match=r"train\.bin has 1,997 bytes; meta\.json speaks of 1,000 tokens \(2,000 bytes"):
+        Dataset(dataset.path)
 
 
 @pytest.mark.parametrize("at, count", [(0, 1), (9_800_000, 400_000), (19_999_999, 1)])
@@ -232,6 +235,14 @@ def test_a_fingerprint_sees_both_ends_and_places_between_of_a_large_file(tmp_pat
         file.seek(at)
         file.write(b"x" * count)
     assert fingerprint(path) != before
+
+
+def test_a_fingerprint_is_of_both_splits(tmp_path):
+    one = (np.arange(1000) % 100, np.arange(50))
+    others = {"same": one, "train": (one[0][::-1], one[1]), "val": (one[0], one[1][::-1])}
+    before = Dataset(make(tmp_path / "one", *one)).fingerprint
+    same = {name: Dataset(make(tmp_path / name, *ids)).fingerprint == before for name, ids in others.items()}
+    assert same == {"same": True, "train": False, "val": False}
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/tmp", ".hidden", "__pycache__"])

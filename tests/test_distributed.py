@@ -12,7 +12,7 @@ import torch
 import checkpoint
 import train
 from config import ConfigError
-from distributed import Ranks
+from distributed import Ranks, connected
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -58,6 +58,14 @@ def test_two_ranks_resume_bit_for_bit_with_each_ranks_dropout(tiny, run):
     assert len(whole["generators"]) == 2 and not torch.equal(*(g["cpu"] for g in whole["generators"]))
 
 
+def test_two_ranks_that_resume_run_out_of_patience_together(tiny, run):
+    """The first alone reads how long ago the best evaluation was; weights that stay as they are bring no better one."""
+    assert torchrun(*run(max_iters=4, eval_interval=2, learning_rate=0, min_lr=0)).returncode == 0
+    result = torchrun("--init_from=resume", "--out_dir=out", "--max_iters=20", "--patience=3")
+    assert result.returncode == 0, result.stderr
+    assert checkpoint.load("out/latest.pt")["step"] == 6
+
+
 def test_from_two_ranks_to_one_the_data_goes_on(tiny, run):
     train.main(run(out_dir="one"))
     assert torchrun(*run(out_dir="two", max_iters=5)).returncode == 0
@@ -72,6 +80,18 @@ def test_a_step_that_cannot_be_shared_is_said_once_before_anything_starts(tiny, 
     words = "gradient_accumulation_steps=3 cannot be divided among 2 processes; use --gradient_accumulation_steps=2 or"
     assert result.stderr.count(words) == 1
     assert "Traceback" not in result.stderr.split(words)[0] and not Path("out").exists()
+
+
+def test_processes_started_anew_do_not_meet_the_addresses_of_the_dead(monkeypatch):
+    """torchrun's store outlives them. The run with a killed rank fails by it in one of a few tries alone."""
+    stores, of_torchrun = [], torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(of_torchrun, 0, 1)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, store, **more: stores.append(store))
+    for attempt in "01":
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        with connected("gloo"):
+            stores[-1].set("address", attempt)
+    assert [store.get("address") for store in stores] == [b"0", b"1"]
 
 
 ENVIRONMENT = {

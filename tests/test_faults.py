@@ -1,6 +1,8 @@
 """Faults in the middle of a run: what is no number, a full disk, no memory, a failing compiler, a process that dies."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,20 @@ def test_an_overflow_of_float16_is_no_such_fault(tiny, run, monkeypatch):
     assert steps[-1]["loss"] < steps[0]["loss"]
 
 
+def test_a_loss_that_is_no_number_stops_a_run_in_float16_too(tiny, run, poison, refused):
+    """Its scaler would leave out every step from there on, until max_iters."""
+    poison(7, "loss")
+    message = refused(train.main, *run(dtype="float16"))
+    assert "stopped in step 7: loss nan" in message and "torch.float16" in message
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(tiny, run, refused, monkeypatch):
+    losses = iter([3.0, float("nan")])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, model: {"train": 1.0, "val": next(losses)})
+    assert "stopped in step 5: validation loss nan" in refused(train.main, *run())
+    assert state("out")["step"] == 0
+
+
 FAULTY = """
 import os, signal
 import torch
@@ -119,7 +135,8 @@ def test_after_a_rank_has_died_torchrun_and_auto_go_on_as_if_nothing_had_been(ru
 def test_a_rank_that_dies_does_not_leave_the_others_waiting(run, faulty):
     result = faulty("kill", *run())
     assert result.returncode == 1
-    assert "another process of this run has died" in result.stderr and "--init_from=resume" in result.stderr
+    before, words, after = result.stderr.partition("faulty.py: another process of this run has died")
+    assert words and "--init_from=resume" in after and "Traceback" not in before
     assert state("out")["step"] == 5
 
 
@@ -148,6 +165,9 @@ def test_a_disk_that_fills_up_while_saving_costs_nothing(tiny, run):
     assert result.returncode == 2, result.stderr
     assert "train.py: cannot write out/latest.pt: " in result.stderr and "bytes, and " in result.stderr
     assert "free there. What was there before is untouched" in result.stderr and "Traceback" not in result.stderr
+    numbers = re.search(r"needs ([\d,]+) bytes, and ([\d,]+) are free", result.stderr).groups()
+    needed, free = (int(number.replace(",", "")) for number in numbers)
+    assert size < needed < len(before["latest.pt"]) and free == pytest.approx(shutil.disk_usage("out").free, rel=0.5)
     assert Path("out/latest.pt").read_bytes() == before["latest.pt"]
     assert not [path for path in Path("out").iterdir() if path.name.endswith(".tmp")]
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10"])
@@ -197,7 +217,8 @@ def test_validation_that_rises_is_said_and_patience_ends_the_run(tiny, run, caps
     out = capsys.readouterr().out
     losses = {m["step"]: m["val_loss"] for m in metrics() if "val_loss" in m}
     best = min(losses, key=losses.get)
-    assert f"note: no better since step {best}, where the validation loss was {losses[best]:.4f}" in out
+    note = f"note: no better since step {best}, where the validation loss was {losses[best]:.4f}"
+    assert out.count(note) == 1 and max(losses) > best + 60  # and not again at the fourth
     train.main(run(**options, log_interval=400, out_dir="patient", patience=3))
     assert "done at step " in capsys.readouterr().out
     stopped = state("patient")
@@ -208,6 +229,7 @@ def test_validation_that_rises_is_said_and_patience_ends_the_run(tiny, run, caps
     assert state("patient")["step"] == stopped["step"]  # it is still out of patience
     train.main(["--init_from=resume", "--out_dir=patient", "--patience=0", f"--max_iters={stopped['step'] + 20}"])
     assert state("patient")["step"] == stopped["step"] + 20
+    assert f", at step {stopped['step'] - 60}; the curves" in capsys.readouterr().out
 
 
 def test_only_the_newest_checkpoints_are_kept(tiny, run):

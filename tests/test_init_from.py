@@ -50,9 +50,12 @@ def test_a_damaged_checkpoint_names_those_that_load(tiny, run, refused):
     whole = latest.read_bytes()
     latest.unlink()
     latest.write_bytes(whole[:500])
-    message = refused(train.main, "--init_from=resume", "--out_dir=out", "--max_iters=20")
+    argv = ["--init_from=resume", "--out_dir=out", "--max_iters=20"]
+    message = refused(train.main, *argv)
     assert "out/latest.pt cannot be read" in message
     assert "These can be read: out/step-00000010.pt, out/step-00000005.pt, out/best.pt" in message
+    Path("out/step-00000005.pt").write_bytes(whole[:500])
+    assert "These can be read: out/step-00000010.pt, out/best.pt" in refused(train.main, *argv)
 
 
 @pytest.mark.parametrize("name, value", [
@@ -81,6 +84,9 @@ def test_data_that_changed_are_refused_unless_asked_for(tiny, run, refused, caps
     assert "out/best.pt is now out/best-until-5.pt" in capsys.readouterr().out
     assert checkpoint.load("out/best-until-5.pt")["val_loss"] == before
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=12"])  # it was asked once, and knows them now
+    Path("tiny.txt").write_text(text, encoding="utf-8")
+    prepare.main(["tiny", "--input=tiny.txt"])
+    assert "--new_data=True" in refused(train.main, "--init_from=resume", "--out_dir=out", "--max_iters=14")
 
 
 def test_another_data_set_by_name_is_a_choice(tiny, run, capsys):

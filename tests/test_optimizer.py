@@ -8,7 +8,7 @@ import checkpoint
 import optimizer
 import train
 from model import GPT, ModelConfig
-from optimizer import hidden_matrices, learning_rate, make_optimizers, orthogonalize
+from optimizer import hidden_matrices, learning_rate, make_optimizers, orthogonalize, restore
 from train import TrainConfig
 
 CPU = torch.device("cpu")
@@ -157,6 +157,27 @@ def test_a_run_goes_on_with_its_own_optimizer(tiny, run, capsys):
         train.main(["--init_from=resume", "--out_dir=out", "--max_iters=8", "--optimizer=muon"])
     message = capsys.readouterr().err
     assert exit.value.code == 2 and "optimizer=muon" in message and "--init_from=out" in message
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda memory: memory[:1], lambda memory: memory.T, lambda memory: memory.flatten(),
+    lambda memory: memory.T.contiguous().T, lambda memory: memory[:1, :1].expand(memory.shape),
+])  # fmt: skip
+@pytest.mark.parametrize("number, name", [(0, "exp_avg"), (0, "exp_avg_sq"), (1, "momentum")])
+def test_a_memory_that_is_not_its_parameters_is_refused(number, name, wrong):
+    """A fused kernel writes as many numbers as the parameter has, wherever they lie."""
+    model = tiny_model()
+    optimizers = make_optimizers(model, TrainConfig(optimizer="muon"), CPU, torch.float32)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    for one in optimizers:
+        one.step()
+    states = [one.state_dict() for one in optimizers]
+    restore(optimizers, states, 1)
+    memory = states[number]["state"][0]
+    memory[name] = wrong(memory[name])
+    with pytest.raises(ValueError, match=f"{name} has the shape"):
+        restore(optimizers, states, 1)
 
 
 def test_a_checkpoint_from_before_muon_goes_on(tiny, run):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,13 @@ def test_a_model_beyond_the_memory_is_one_message(tiny, run, capsys):
     assert exit.value.code == 2 and "out of memory" in capsys.readouterr().err
 
 
+def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(tiny, run, refused, monkeypatch):
+    """Where the system promises more memory than it has, it would end the process without a word."""
+    monkeypatch.setattr(os, "sysconf", lambda name: 10, raising=False)  # a machine of 10 pages of 10 bytes
+    monkeypatch.setattr("init_from.GPT", None)
+    assert "this machine has 100; a smaller --n_layer" in refused(train.main, *run())
+
+
 def test_fine_tuning_takes_weights_alone_and_says_so(tiny, run, capsys):
     train.main(run(max_iters=20))
     trained = checkpoint.load("out/best.pt")
@@ -247,6 +255,7 @@ def test_best_gets_only_better_and_latest_is_always_there(tiny, run, monkeypatch
     train.main(run(max_iters=20))
     assert [step for name, step in seen if name == "best.pt"] == [0, 5, 15]
     assert [step for name, step in seen if name == "latest.pt"] == [0, 5, 10, 15, 20]
+    assert seen.index(("best.pt", 15)) < seen.index(("latest.pt", 15))  # a crash between the two loses no best model
     assert checkpoint.load("out/best.pt")["val_loss"] == 1.9
     assert state("out")["best_val_loss"] == 1.9 and state("out")["val_loss"] == 4.0
 
