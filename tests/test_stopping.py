@@ -1,5 +1,6 @@
 """Signals and kills: real ones, sent to real processes."""
 
+import atexit
 import os
 import random
 import signal
@@ -25,7 +26,9 @@ def start(argv, *launcher, script=ROOT / "train.py"):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     output = open("output", "w", encoding="utf-8")  # noqa: SIM115, the process has it
     command = [sys.executable, *launcher, str(script), *argv]
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    atexit.register(process.kill)  # of a test that fails
+    return process
 
 
 def wait_for(process, words):
