@@ -34,11 +34,13 @@ def save(path, content):
 
     Raises CheckpointError; the old file is then untouched.
     """
+    path = Path(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have moved it away
         with replacing(path) as temporary:
             torch.save({"format": FORMAT, **content}, temporary)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        free = shutil.disk_usage(Path(path).parent).free
+        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
         raise CheckpointError(
             f"cannot write {path}: {error}. It needs {size_of(content):,} bytes, and {free:,} are free there. "
             "What was there before is untouched"
@@ -73,7 +75,7 @@ def keep(path, step, count):
 
 def numbered(folder):
     """The files that `keep` made in a folder, the newest first."""
-    return sorted(Path(folder).glob("step-*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return sorted(Path(folder).glob(f"step-{'[0-9]' * 8}.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def newest(folder):
@@ -101,12 +103,16 @@ def best_so_far(content, folder, evaluated_on):
     best.pt is moved aside where it cannot be read, or where losses are taken over other tokens from now on.
     """
     best, problem = Path(folder) / "best.pt", None
-    if content.get("evaluated_on", evaluated_on) != evaluated_on:
+    if not best.is_file():
+        problem = f"there is no {best} any more"
+    elif content.get("evaluated_on", evaluated_on) != evaluated_on:
         problem = "its loss is of other tokens than those that are evaluated from now on"
-    elif best.is_file():
+    else:
         try:
             found = load(best)
-            if found["val_loss"] < content["best_val_loss"]:  # the run died between the saving of the two
+            if found["model_config"] != content["model_config"]:
+                problem = "it is another model's"
+            elif found["val_loss"] < content["best_val_loss"]:  # the run died between the saving of the two
                 return found["val_loss"], found["step"], 0, None
         except CheckpointError as error:
             problem = str(error)
@@ -115,7 +121,8 @@ def best_so_far(content, folder, evaluated_on):
     if best.is_file():
         aside = best.with_name(f"best-until-{content['step']}.pt")
         best.replace(aside)
-        problem = f"{best} is now {aside}, and the best of this run is sought anew: {problem}"
+        problem = f"{best} is now {aside}: {problem}"
+    problem = f"the best of this run is sought anew. {problem}"
     return math.inf, content["step"], 0, problem
 
 
@@ -145,10 +152,15 @@ def load(path, needed=TO_SPEAK):
     path = Path(path)
     if not path.is_file():
         advice = f"A run writes it: python train.py CONFIG --out_dir={path.parent}"
+        if kept := numbered(path.parent):
+            advice = f"The run goes on from {kept[0]} with --init_from=auto"
+        elif (best := path.parent / "best.pt").is_file():
+            advice = f"The weights in {best} can be trained on, as a new run: --init_from={best} --out_dir=ANOTHER"
         if (other := path.parent / "ckpt.pt").is_file():
             advice = f"nanoGPT's {other} cannot be resumed, but its weights be trained on: --init_from={other}"
         raise CheckpointError(f"there is no checkpoint {path}. {advice}")
     try:
+        written = path.stat().st_mtime_ns
         content = read(path)
     except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
         raise CheckpointError(
@@ -174,7 +186,15 @@ def load(path, needed=TO_SPEAK):
         wrong = ["step"]
     if wrong:
         raise CheckpointError(f"{path} is damaged: its {', '.join(sorted(wrong))} are not what a run writes")
-    return {**content, "path": path}
+    return {**content, "path": path, "written": written}
+
+
+def demand_unchanged(content):
+    """Raise CheckpointError where the file that was loaded is another one by now."""
+    if content["path"].stat().st_mtime_ns != content["written"]:
+        raise CheckpointError(
+            f"another run has written {content['path']} while this one was starting. Type the same command again"
+        )
 
 
 def describe(content):

@@ -78,6 +78,16 @@ class Ranks:
             dist.broadcast_object_list(values)
         return values[0]
 
+    def demand_same(self, **what):
+        """Raise ConfigError where the ranks would begin with different things: machines with folders of their own."""
+        if self.world_size == 1:
+            return
+        found = [None] * self.world_size
+        dist.all_gather_object(found, what)
+        if any(theirs != found[0] for theirs in found):
+            each = "; ".join(f"rank {rank}: {theirs}" for rank, theirs in enumerate(found))
+            raise ConfigError(f"the processes do not begin alike: {each}. Copy latest.pt and data/ to every machine")
+
     def backend(self, name, device):
         """torch.distributed's backend: NCCL between CUDA devices, gloo elsewhere. Raises ConfigError."""
         if self.world_size == 1:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoint import describe
+from checkpoint import demand_unchanged, describe
 from config import ConfigError, to_source
 from data import replacing
 from metrics import drop_metrics_from, parsed_lines, plot_losses
@@ -26,28 +27,38 @@ def open_lines(path):
     return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
+def resume_command(folder):
+    return f"python train.py --init_from=resume --out_dir={shlex.quote(str(folder))}"
+
+
 class RunLog:
     """A run's console, training.log, metrics.jsonl, loss.png and wandb; silent on every rank but the first."""
 
-    def __init__(self, options, resume_step=None, silent=False):
-        """Opens out_dir, unless the run only evaluates. Raises ConfigError: out_dir or wandb cannot be used."""
-        self.options, self.resume_step, self.silent = options, resume_step, silent
+    def __init__(self, options, resumed=None, silent=False):
+        """Opens out_dir, unless the run only evaluates; resumed: the checkpoint from which it goes on.
+
+        Raises ConfigError where out_dir or wandb cannot be used, CheckpointError where another run just wrote to it.
+        """
+        self.options, self.silent, self.resume_step = options, silent, resumed["step"] if resumed else None
         self.folder = None if silent or options.eval_only else Path(options.out_dir)
         self.wandb = open_wandb(options) if options.wandb_log and not silent else None
         self.bar = self.log_file = self.metrics_file = self.lock = None
         if self.folder:
-            self.lock, previous = open_folder(self.folder, resume_step is not None)
-            damaged = drop_metrics_from(resume_step or 0, self.folder / "metrics.jsonl")
+            self.lock, previous = open_folder(self.folder, resumed is not None)
+            if resumed:
+                demand_unchanged(resumed)
+            damaged = drop_metrics_from(self.resume_step or 0, self.folder / "metrics.jsonl")
             self.log_file = open_lines(self.folder / "training.log")
             self.metrics_file = open_lines(self.folder / "metrics.jsonl")
             if previous:
-                self.say(f"the earlier run in {self.folder} is now in {previous}; to go on with it: --init_from=resume")
-                self.say(f"    --out_dir={previous}")
+                self.say(f"the earlier run in {self.folder} is now in {previous}")
+                if (previous / "latest.pt").exists():
+                    self.say(f"    to go on with it: {resume_command(previous)}")
             if damaged:
                 self.say(f"{damaged} damaged line(s) of {self.folder / 'metrics.jsonl'} are left out")
         if not silent and sys.stderr.isatty():
             form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            self.bar = tqdm(total=options.max_iters, initial=resume_step or 0, bar_format=form, dynamic_ncols=True)
+            self.bar = tqdm(total=options.max_iters, initial=self.resume_step or 0, bar_format=form, dynamic_ncols=True)
 
     def start(self, model, dataset, world_size, content=None, report=()):
         """The lines that open a run: its model, data, steps and starting point; and config.py, which repeats it."""
@@ -71,8 +82,11 @@ class RunLog:
         elif content:
             for note in content.get("notes", []):
                 self.say(f"note: {note}")
-            theirs = content["train_config"]
-            changed = [f"{k} {theirs[k]} -> {v}" for k, v in vars(options).items() if k in theirs and theirs[k] != v]
+            theirs, ours = (
+                {**content["train_config"], **content["model_config"]},
+                {**vars(options), **vars(model.config)},
+            )
+            changed = [f"{k} {theirs[k]} -> {v}" for k, v in ours.items() if k in theirs and theirs[k] != v]
             self.say(
                 f"resumed from {content['path']} at step {content['step']:,}, best validation loss "
                 f"{content['best_val_loss']:.4f}; changed since: {', '.join(changed) or 'nothing'}"
@@ -97,7 +111,10 @@ class RunLog:
         if self.silent:
             return
         if to_console:
-            print(text, flush=True) if self.bar is None else self.bar.write(text)
+            try:
+                print(text, flush=True) if self.bar is None else self.bar.write(text)
+            except OSError:  # the console has gone, as in `| head`: the run and its log go on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         self.append(self.log_file, text)
 
     def append(self, file, line):
@@ -108,7 +125,7 @@ class RunLog:
         except OSError as error:
             raise ConfigError(
                 f"cannot write {file.name} ({error.strerror}). Make room there, then go on from the last checkpoint: "
-                f"{self.resume_command()}"
+                f"{resume_command(self.options.out_dir)}"
             ) from error
 
     def metrics(self, **values):
@@ -162,20 +179,21 @@ class RunLog:
                 "--patience=N, which ends such a run"
             )
 
-    def resume_command(self):
-        return f"python train.py --init_from=resume --out_dir={shlex.quote(self.options.out_dir)}"
-
     def done(self, step, best_val_loss, best_step, stop=0):
         """The lines that close a run; stop: the signal that ended it early."""
         if not self.folder:
             return
         if stop:
-            self.say(f"{signal.Signals(stop).name}: saved at step {step}; to go on: {self.resume_command()}")
+            self.say(f"{signal.Signals(stop).name}: saved at step {step}; to go on: {resume_command(self.folder)}")
             return
         picture = self.folder / "loss.png"
         curves = f"; the curves are in {picture}" if picture.exists() else ""
-        early = f" at step {step} of {self.options.max_iters}" if step < self.options.max_iters else ""
-        self.say(f"done{early}: best validation loss {best_val_loss:.4f}, at step {best_step}{curves}")
+        if step < self.options.max_iters:
+            self.say(
+                f"patience={self.options.patience} ended the run at step {step} of {self.options.max_iters}; to go on:"
+            )
+            self.say(f"    {resume_command(self.folder)} --patience=0")
+        self.say(f"done: best validation loss {best_val_loss:.4f}, at step {best_step}{curves}")
         self.say(f"let it write: python sample.py --out_dir={shlex.quote(str(self.folder))}")
 
     def close(self):

@@ -5,6 +5,7 @@ import os
 import socket
 import tempfile
 
+from checkpoint import numbered
 from config import ConfigError
 
 RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py")
@@ -13,7 +14,7 @@ RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png"
 def open_folder(folder, resume):
     """Make out_dir and lock it, and unless the run goes on there move an earlier run's files to a folder in it.
 
-    Only a run with a checkpoint: one that ended before has left nothing to go on from, and its log is continued.
+    Not those of a run that ended before its first checkpoint: it has left nothing to go on from, and its log goes on.
     Returns the lock, to be closed at the end, and that folder or None. Raises ConfigError.
     """
     try:
@@ -22,8 +23,9 @@ def open_folder(folder, resume):
     except OSError as error:
         raise ConfigError(f"out_dir={folder} cannot be written ({error.strerror}); choose another --out_dir") from None
     lock = open_lock(folder)
-    earlier = [folder / name for name in RUN_FILES if (folder / name).exists()] + list(folder.glob("step-*.pt"))
-    if resume or not any(path.suffix == ".pt" for path in earlier):
+    earlier = [folder / name for name in RUN_FILES if (folder / name).exists()] + numbered(folder)
+    without = (folder / "training.log").exists() and not any(path.suffix == ".pt" for path in earlier)
+    if resume or not earlier or without:
         return lock, None
     previous = next(path for n in itertools.count(1) if not (path := folder / f"previous-{n}").exists())
     previous.mkdir()
@@ -45,7 +47,7 @@ def open_lock(folder):
         owner = file.readline().strip() or "another process"
         file.close()
         raise ConfigError(
-            f"out_dir={folder} is in use: {owner} trains there. Wait for it, or choose another --out_dir"
+            f"out_dir={folder} is in use: {owner} trains there. Wait for it, end it, or choose another --out_dir"
         ) from None
     except OSError:  # a network's file system without locks
         return file

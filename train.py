@@ -127,10 +127,7 @@ class Trainer:
         torch.manual_seed(options.seed + ranks.rank)  # dropout differs between ranks
 
     def run(self):
-        """Train to max_iters; evaluate and save every eval_interval steps and at the end.
-
-        Returns the number of the signal that ended it early, else 0.
-        """
+        """Train to max_iters, evaluate and save every eval_interval steps. Returns the signal that ended it, or 0."""
         options, stop = self.options, 0
         self.restart_clock()
         with Stop(silent=self.ranks.rank > 0) as signals:
@@ -222,7 +219,8 @@ class Trainer:
         rates += f" and muon_lr={options.muon_lr}" if options.optimizer == "muon" else ""
         return TrainingError(
             f"stopped in step {self.step}: {found}, {self.dtype}. That step is not in the weights, and the checkpoints "
-            f"in {options.out_dir} are of before. Try a tenth of {rates}, or --dtype=float32"
+            f"in {options.out_dir} are of before. Try a tenth of {rates}"
+            + (", or --dtype=float32" if self.dtype != torch.float32 else "")
         )
 
     def log_step(self, loss, lr, grad_norm):
@@ -368,7 +366,7 @@ def train(model_config, options, content):
         options = replace(options, init_from=content["train_config"].get("init_from", "scratch"), new_data=False)
     if ranks.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
-    log = RunLog(options, resume_step=made, silent=ranks.rank > 0)
+    log = RunLog(options, content if resume else None, silent=ranks.rank > 0)
     try:
         log.start(model, dataset, ranks.world_size, content, report)
         keep_freed_memory()
@@ -376,6 +374,7 @@ def train(model_config, options, content):
             torch.cuda.set_device(device)
             torch.set_float32_matmul_precision("high")  # TF32 for float32 products
         with connected(backend) as leave:
+            ranks.demand_same(step=made, data=dataset.fingerprint[:12])
             trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
             if resume:
                 trainer.restore(content)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,7 @@ class Dataset:
         prepared = (self.path / "meta.json").exists()
         self.ids, self.bytes, spec = self.open_prepared() if prepared else self.open_foreign()
         self.tokens = {split: len(ids) for split, ids in self.ids.items()}
+        self.fingerprint = self.checksum()  # now, as the files on the disk may be others tomorrow
         self.tokenizer = load_tokenizer(spec, self.path)  # after the files: GPT-2's may have to be downloaded
 
     def open_prepared(self):
@@ -132,8 +133,7 @@ class Dataset:
         )
         return open_all(files, LAYOUTS[layout]), dict.fromkeys(SPLITS), {"kind": "gpt2"}
 
-    @cached_property
-    def fingerprint(self):
+    def checksum(self):
         """A checksum of all the files: of their order, their sizes and samples of what they hold."""
         files = [shard.file.name for split in SPLITS for shard in self.ids[split].shards]
         each = [fingerprint(file, max(SAMPLES // len(files), 1)) for file in files]

@@ -31,7 +31,8 @@ def test_the_advice_on_another_vocabulary_names_one_that_is_there(theirs, choice
 def test_best_holds_what_a_model_needs_and_latest_what_a_run_needs(trained):
     best, latest = checkpoint.load("out/best.pt"), checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)
     since = {"best_step", "worse", "evaluated_on", "fingerprint"}  # checkpoints of before go on without
-    assert set(best) == checkpoint.TO_SPEAK | {"path"} and set(latest) == checkpoint.TO_RESUME | since | {"path"}
+    read = {"path", "written"}
+    assert set(best) == checkpoint.TO_SPEAK | read and set(latest) == checkpoint.TO_RESUME | since | read
     assert not any(name.startswith(("_orig_mod.", "module.")) for name in best["model"])
     assert Path("out/best.pt").stat().st_size < Path("out/latest.pt").stat().st_size / 2
 

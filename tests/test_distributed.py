@@ -94,6 +94,22 @@ def test_processes_started_anew_do_not_meet_the_addresses_of_the_dead(monkeypatc
     assert [store.get("address") for store in stores] == [b"0", b"1"]
 
 
+@pytest.mark.parametrize("init_from", ["resume", "auto"])
+def test_ranks_that_begin_at_different_steps_do_not_begin(tiny, run, init_from):
+    """Machines with folders of their own: one trained on from an older latest.pt, silently, or waited for ever."""
+    train.main(run(out_dir="out-0", max_iters=5))
+    if init_from == "resume":
+        train.main(run(out_dir="out-1", max_iters=2))
+    Path("apart.py").write_text(
+        "import os, sys, train\ntrain.main([*sys.argv[1:], '--out_dir=out-' + os.environ['RANK']])", encoding="utf-8"
+    )
+    result = torchrun(*run(init_from=init_from), script="apart.py")
+    theirs = 2 if init_from == "resume" else None
+    assert result.returncode != 0 and "rank 0: {'step': 5, 'data': " in result.stderr
+    assert f"rank 1: {{'step': {theirs}, 'data': " in result.stderr and "Copy latest.pt and data/" in result.stderr
+    assert checkpoint.load("out-0/latest.pt")["step"] == 5
+
+
 ENVIRONMENT = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234",

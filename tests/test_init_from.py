@@ -113,6 +113,61 @@ def test_a_damaged_best_does_not_keep_a_run_from_going_on(tiny, run, capsys):
     assert [m["step"] for m in metrics() if "val_loss" in m] == [0, 5, 10]
 
 
+@pytest.mark.parametrize("what", ["missing", "another model's"])
+def test_a_best_that_is_not_this_runs_is_sought_anew(tiny, run, capsys, what):
+    """The end spoke of a best.pt that was not there, and sample.py took the worse latest.pt."""
+    train.main(run(max_iters=10))
+    Path("out/best.pt").unlink()
+    if what != "missing":
+        train.main(run(out_dir="other", max_iters=20, n_embd=48))
+        Path("other/best.pt").rename("out/best.pt")
+    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=15"])
+    out = capsys.readouterr().out
+    assert "the best of this run is sought anew. " in out
+    assert ("there is no out/best.pt any more" if what == "missing" else "it is another model's") in out
+    best = checkpoint.load("out/best.pt")
+    assert best["step"] == 15 and best["model_config"]["n_embd"] == 32
+
+
+def test_a_checkpoint_that_another_run_writes_meanwhile_is_not_lost(tiny, run, refused, monkeypatch):
+    """The old job saved its last steps while the new one had read the checkpoint before, and overwrote them."""
+    train.main(run(max_iters=5))
+    real = train.build_model
+
+    def slow(*arguments):
+        monkeypatch.setattr(train, "build_model", real)
+        train.main(["--init_from=resume", "--out_dir=out", "--max_iters=8"])
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "build_model", slow)
+    message = refused(train.main, *run(init_from="auto"))
+    assert "another run has written out/latest.pt while this one was starting" in message
+    assert state("out")["step"] == 8 and [m["step"] for m in metrics() if "loss" in m] == list(range(8))
+
+
+def test_the_way_on_from_a_folder_without_latest_is_told(tiny, run, refused):
+    train.main(run(keep_checkpoints=2))
+    Path("out/latest.pt").unlink()
+    resume = ("--init_from=resume", "--out_dir=out", "--max_iters=20")
+    assert "goes on from out/step-00000010.pt with --init_from=auto" in refused(train.main, *resume)
+    for path in Path("out").glob("step-*.pt"):
+        path.unlink()
+    assert "--init_from=out/best.pt --out_dir=ANOTHER" in refused(train.main, *resume)
+
+
+def test_a_folder_that_was_moved_away_is_made_again(tiny, run, monkeypatch):
+    real = train.Trainer.train_step
+
+    def step(self):
+        if self.step == 7:
+            Path("out").rename("moved")
+        real(self)
+
+    monkeypatch.setattr(train.Trainer, "train_step", step)
+    train.main(run())
+    assert state("out")["step"] == 10 and state("moved")["step"] == 5
+
+
 def test_a_checkpoint_of_before_there_were_fingerprints_goes_on(tiny, run):
     train.main(run(max_iters=5))
     content = checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)

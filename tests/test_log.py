@@ -2,11 +2,13 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import checkpoint
 import train
 from log import open_lines
 from metrics import plot_losses, read_metrics
@@ -50,6 +52,21 @@ def test_a_resume_says_what_changed(tiny, run, capsys):
     out = capsys.readouterr().out
     assert "resumed from out/latest.pt at step 10" in out
     assert "changed since: eval_iters 2 -> 3, max_iters 10 -> 12\n" in out
+
+
+def test_a_change_of_the_model_is_said_too(tiny, run, capsys):
+    train.main(run(max_iters=2))
+    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=3", "--dropout=0.3"])
+    assert "changed since: max_iters 2 -> 3, dropout 0.0 -> 0.3\n" in capsys.readouterr().out
+
+
+def test_a_console_that_has_gone_does_not_end_the_run(tiny, run):
+    """With `| tee`, Ctrl-C ends tee first; the next line then ended the run, and its last steps were lost."""
+    command = " ".join([sys.executable, str(Path(train.__file__)), *run(max_iters=50, eval_interval=50)])
+    result = subprocess.run(f"{command} | head -3", shell=True, capture_output=True, text=True, encoding="utf-8")
+    assert result.stdout.count("\n") == 3 and result.stderr == ""
+    assert checkpoint.load("out/latest.pt")["step"] == 50
+    assert "step 49: loss" in Path("out/training.log").read_text(encoding="utf-8")
 
 
 def test_on_a_terminal_there_is_a_bar(tiny, run, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from test_train import metrics, same, state
 
 import checkpoint
 import train
-from stopping import Stop
+from stopping import SIGNALS, Stop
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
@@ -39,9 +39,12 @@ def wait_for(process, words):
         time.sleep(0.01)
 
 
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # a terminal that is closed
+
+
 @pytest.mark.parametrize("number, launcher", [
-    (signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGTERM, TORCHRUN), (signal.SIGINT, TORCHRUN),
-], ids=["SIGINT", "SIGTERM", "SIGTERM to torchrun", "SIGINT to torchrun"])  # fmt: skip
+    (signal.SIGINT, ()), (signal.SIGTERM, ()), (HANGUP, ()), (signal.SIGTERM, TORCHRUN), (signal.SIGINT, TORCHRUN),
+], ids=["SIGINT", "SIGTERM", "SIGHUP", "SIGTERM to torchrun", "SIGINT to torchrun"])  # fmt: skip
 def test_a_signal_ends_the_run_after_its_step_and_nothing_is_lost(tiny, run, number, launcher):
     options = {"max_iters": 3000, "lr_decay_iters": 3000, "eval_interval": 3000, "dropout": 0.3}
     process = start(run(**options), *launcher)
@@ -51,7 +54,7 @@ def test_a_signal_ends_the_run_after_its_step_and_nothing_is_lost(tiny, run, num
     assert code == (1 if launcher else 128 + number), text  # torchrun has its own codes
     stopped = state("out")["step"]
     assert 12 < stopped < 3000
-    sent = [n.name for n in (signal.SIGINT, signal.SIGTERM) if f"{n.name}: saved at step {stopped}; to go on:" in text]
+    sent = [n.name for n in SIGNALS if f"{n.name}: saved at step {stopped}; to go on:" in text]
     assert sent and "python train.py --init_from=resume --out_dir=out" in text
     end = [f"--{name}={stopped + 5}" for name in ("max_iters", "eval_interval")]
     end = start(["--init_from=resume", "--out_dir=out", *end], *launcher)
