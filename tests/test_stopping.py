@@ -109,7 +109,7 @@ import os, random, signal, sys, time
 import checkpoint, train
 
 count, seed, *argv = sys.argv[1:]
-dice, step = random.Random(int(seed)), 0
+dice, step, longest = random.Random(int(seed)), 0, 0.8
 train.main([*argv, "--out_dir=warm", "--max_iters=1"])  # what is imported only when it is needed
 for number in range(int(count)):
     child = os.fork()
@@ -118,12 +118,15 @@ for number in range(int(count)):
             train.main(argv)
         finally:
             os._exit(0)
-    time.sleep(dice.uniform(0.05, 0.8))
+    time.sleep(dice.uniform(0.05, longest))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if os.path.exists("out/latest.pt"):
+    if not os.path.exists("out/latest.pt"):
+        longest *= 1.5
+    else:
         now = checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)["step"]
         assert now >= step, (now, step)
+        longest *= 1 if now > step else 1.5  # a machine with other work
         step = now
     best = os.path.exists("out/best.pt") and checkpoint.load("out/best.pt")
     assert step == 0 or best
