@@ -4,8 +4,9 @@ import os
 import random
 import signal
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a script; processes of tests inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("SIGINT", "SIGHUP"):  # ignored in the background of a script, under nohup; processes of tests inherit it
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for models this small, threads that wait cost the most
 
 import pytest
