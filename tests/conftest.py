@@ -4,14 +4,15 @@ import os
 import random
 import signal
 
-for name in ("SIGINT", "SIGHUP"):  # ignored in the background of a script, under nohup; processes of tests inherit it
-    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
-        signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for models this small, threads that wait cost the most
 
 import pytest
 
 import prepare
+
+for name in ("SIGINT", "SIGHUP"):  # ignored in the background of a script, under nohup; processes of tests inherit it
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 RUN = {
     "dataset": "tiny", "out_dir": "out", "device": "cpu", "compile": False, "dtype": "float32",
