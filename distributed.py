@@ -12,10 +12,6 @@ import torch.distributed as dist
 from config import ConfigError
 
 
-class ConnectionLost(ConfigError):
-    """Another process of the run has gone."""
-
-
 @dataclass(frozen=True)
 class Ranks:
     """This process among those that torchrun started; rank 0 of 1 without torchrun."""
@@ -107,7 +103,7 @@ class Ranks:
 def connected(backend):
     """Around what the processes of a run do together; yields the function that ends this one, with its exit code.
 
-    Raises ConnectionLost where another process has died or does not answer.
+    Raises ConfigError where another process has died or does not answer.
     """
     if not backend:
         yield lambda code: sys.exit(code) if code else None
@@ -121,7 +117,7 @@ def connected(backend):
     except RuntimeError as error:
         first_line = str(error).partition("\n")[0]
         if isinstance(error, dist.DistError) or re.search("gloo|connection|timed out", first_line, re.IGNORECASE):
-            raise ConnectionLost(
+            raise ConfigError(
                 "another process of this run has died or does not answer; what it said stands above, or on its "
                 f"machine. Then go on from the last checkpoint with --init_from=resume. The report: {first_line}"
             ) from error

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from checkpoint import demand_unchanged, describe
-from config import ConfigError, to_source
+from config import ConfigError, silence_stdout, to_source
 from data import replacing
 from metrics import drop_metrics_from, parsed_lines, plot_losses
 from run_folder import open_folder
@@ -114,7 +113,7 @@ class RunLog:
             try:
                 print(text, flush=True) if self.bar is None else self.bar.write(text)
             except OSError:  # the console has gone, as in `| head`: the run and its log go on
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                silence_stdout()
         self.append(self.log_file, text)
 
     def append(self, file, line):

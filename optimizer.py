@@ -53,7 +53,7 @@ def make_optimizers(model, options, device, dtype):
     return optimizers
 
 
-def restore(optimizers, states, step):
+def restore_optimizers(optimizers, states, step):
     """Load what their state_dicts remembered after so many steps, and leave the hyperparameters as they are now.
 
     load_state_dict brings both back, and takes whatever it is given: a memory smaller than its parameter, beyond which

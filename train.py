@@ -32,7 +32,7 @@ from init_from import build_model, check_data, resolve
 from log import RunLog
 from memory import keep_freed_memory, memory_advice, memory_guard
 from model import IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
-from optimizer import learning_rate, make_optimizers, restore
+from optimizer import learning_rate, make_optimizers, restore_optimizers
 from stopping import Stop
 
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
@@ -228,8 +228,9 @@ class Trainer:
         seconds, steps = time.perf_counter() - self.clock_start, self.step - self.clock_step
         tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / seconds
         mfu = tokens_per_s * self.bare.flops_per_token() / self.peak_flops if self.peak_flops else None
-        norm = grad_norm.item() if grad_norm.isfinite() else None  # None: float16 overflowed
-        values = {"loss": loss, "lr": lr, "grad_norm": norm, "clipped": self.clipped.item()}
+        norm = grad_norm.item()
+        values = {"loss": loss, "lr": lr, "clipped": self.clipped.item()}
+        values["grad_norm"] = norm if math.isfinite(norm) else None  # None: float16 overflowed
         self.log.step(self.step - 1, 1000 * seconds / steps, tokens_per_s, mfu, **values)
         self.clipped.zero_()
         self.restart_clock()
@@ -327,7 +328,7 @@ class Trainer:
     def restore(self, content):
         """Go on where latest.pt was written. Raises CheckpointError."""
         try:
-            restore(self.optimizers, content["optimizer"], content["step"])
+            restore_optimizers(self.optimizers, content["optimizer"], content["step"])
             if content["scaler"]:  # empty where the run was not in float16
                 self.scaler.load_state_dict(content["scaler"])
             generators = content["generators"]

@@ -58,6 +58,11 @@ def say_once(message):
     print(f"{Path(sys.argv[0]).name}: {whose}{message}", file=sys.stderr)
 
 
+def silence_stdout():
+    """Let what is printed from here on go nowhere: its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextlib.contextmanager
 def command(*errors):
     """Around a command's body: ConfigError, `errors` and OSError end in one message and exit code 2, Ctrl-C in 130.
@@ -72,7 +77,7 @@ def command(*errors):
     try:
         yield
     except BrokenPipeError:  # the reader of our output has gone, as in `python sample.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         sys.exit(141)  # as a shell has it for SIGPIPE
     except (ConfigError, OSError, UnicodeEncodeError, *errors) as error:  # the third: a name, in an ASCII locale
         say_once(message_of(error))

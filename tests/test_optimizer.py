@@ -8,7 +8,7 @@ import checkpoint
 import optimizer
 import train
 from model import GPT, ModelConfig
-from optimizer import hidden_matrices, learning_rate, make_optimizers, orthogonalize, restore
+from optimizer import hidden_matrices, learning_rate, make_optimizers, orthogonalize, restore_optimizers
 from train import TrainConfig
 
 CPU = torch.device("cpu")
@@ -173,11 +173,11 @@ def test_a_memory_that_is_not_its_parameters_is_refused(number, name, wrong):
     for one in optimizers:
         one.step()
     states = [one.state_dict() for one in optimizers]
-    restore(optimizers, states, 1)
+    restore_optimizers(optimizers, states, 1)
     memory = states[number]["state"][0]
     memory[name] = wrong(memory[name])
     with pytest.raises(ValueError, match=f"{name} has the shape"):
-        restore(optimizers, states, 1)
+        restore_optimizers(optimizers, states, 1)
 
 
 def test_a_checkpoint_from_before_muon_goes_on(tiny, run):

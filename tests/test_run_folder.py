@@ -28,12 +28,13 @@ def test_a_second_run_is_refused_while_the_first_lives_and_no_longer(tiny, run, 
     assert state("out")["step"] == 7
 
 
-def test_an_evaluation_may_look_while_a_run_trains(tiny, run):
+def test_an_evaluation_may_look_while_a_run_trains(tiny, run, capsys):
     train.main(run(max_iters=2))
     first = start(run(max_iters=100_000, eval_interval=100_000))
     try:
         wait_for(first, "step 1: loss")
         train.main(["--init_from=resume", "--out_dir=out", "--eval_only=True"])
+        assert "step 0: train loss" in capsys.readouterr().out and first.poll() is None
     finally:
         first.kill()
         first.wait()
