@@ -53,11 +53,22 @@ class Ranks:
         nearest = " or ".join(f"--{name}={n}" for n in (below, below + self.world_size) if n > 0)
         raise ConfigError(f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}")
 
-    def mean(self, value):
-        """The mean of a tensor over the ranks."""
+    def sum(self, tensor, device):
+        """The sum of a tensor over the ranks."""
         if self.world_size > 1:
-            dist.all_reduce(value)
-        return value / self.world_size
+            dist.all_reduce(tensor := tensor.to(device))
+        return tensor
+
+    def mean(self, tensor):
+        """The mean of a tensor over the ranks."""
+        return self.sum(tensor, tensor.device) / self.world_size
+
+    def gather(self, value):
+        """What each rank has, in their order."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def largest(self, number, device):
         """The largest of the ranks' integers."""
@@ -76,10 +87,7 @@ class Ranks:
 
     def demand_same(self, **what):
         """Raise ConfigError where the ranks would begin with different things: machines with folders of their own."""
-        if self.world_size == 1:
-            return
-        found = [None] * self.world_size
-        dist.all_gather_object(found, what)
+        found = self.gather(what)
         if any(theirs != found[0] for theirs in found):
             each = "; ".join(f"rank {rank}: {theirs}" for rank, theirs in enumerate(found))
             raise ConfigError(f"the processes do not begin alike: {each}. Copy latest.pt and data/ to every machine")

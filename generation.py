@@ -10,6 +10,8 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
+from data.tokenizer import decode
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -184,6 +186,14 @@ def generate(decoder, prompts, max_new_tokens, vocab_size, sampling, generator=N
             logits = decoder.prefill(rows)
         else:
             logits = decoder.step(following)
+
+
+def short_sample(model, tokenizer, prompt, seed, tokens=120):
+    """The text that the model writes after the prompt's ids, with dice of its own."""
+    dice = torch.Generator(model.wte.weight.device).manual_seed(seed)
+    decoder = Decoder(model, 1, len(prompt) + tokens)
+    ids = torch.cat(list(generate(decoder, [prompt], tokens, tokenizer.vocab_size, Sampling(), dice)))
+    return decode(tokenizer, ids.tolist())
 
 
 class TextStream:

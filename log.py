@@ -17,6 +17,7 @@ from config import ConfigError, silence_stdout, to_source
 from data import replacing
 from metrics import drop_metrics_from, parsed_lines, plot_losses
 from run_folder import open_folder
+from snapshots import drop_snapshots_after
 
 NO_BETTER = 3  # evaluations after which a run says that it gets no better
 
@@ -47,6 +48,7 @@ class RunLog:
             if resumed:
                 demand_unchanged(resumed)
             damaged = drop_metrics_from(self.resume_step or 0, self.folder / "metrics.jsonl")
+            drop_snapshots_after(self.resume_step or 0, self.folder)
             self.log_file = open_lines(self.folder / "training.log")
             self.metrics_file = open_lines(self.folder / "metrics.jsonl")
             if previous:

@@ -8,7 +8,7 @@ import tempfile
 from checkpoint import numbered
 from config import ConfigError
 
-RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py")
+RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py", "snapshots")
 
 
 def open_folder(folder, resume):

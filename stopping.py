@@ -1,10 +1,27 @@
-"""Ctrl-C, SIGTERM and a closed terminal while a run trains: the step is finished and saved, then the process ends."""
+"""What ends a run early: a loss that is no number; or Ctrl-C, SIGTERM, a closed terminal, which let it save first."""
 
 import contextlib
 import os
 import signal
 
+import torch
+
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on."""
+
+
+def not_finite(found, step, dtype, options):
+    """The TrainingError of a step whose loss or gradient, `found`, is no number; with what may have caused it."""
+    rates = f"learning_rate={options.learning_rate}"
+    rates += f" and muon_lr={options.muon_lr}" if options.optimizer == "muon" else ""
+    return TrainingError(
+        f"stopped in step {step}: {found}, {dtype}. That step is not in the weights, and the checkpoints "
+        f"in {options.out_dir} are of before. Try a tenth of {rates}"
+        + (", or --dtype=float32" if dtype != torch.float32 else "")
+    )
 
 
 class Stop:

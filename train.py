@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
@@ -24,22 +23,17 @@ import weights
 from checkpoint import CheckpointError
 from data import DataError
 from data.dataset import Dataset, dataset_path
-from data.tokenizer import decode
 from distributed import Ranks, connected
-from generation import Decoder, Sampling, generate
+from evaluate import summed_loss
+from generation import short_sample
 from hardware import peak_flops
 from init_from import build_model, check_data, resolve
 from log import RunLog
 from memory import keep_freed_memory, memory_advice, memory_guard
-from model import IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
+from model import DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
 from optimizer import learning_rate, make_optimizers, restore_optimizers
-from stopping import Stop
-
-SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
-
-
-class TrainingError(ValueError):
-    """A run that cannot go on."""
+from snapshots import Look, save_embeddings
+from stopping import Stop, TrainingError, not_finite
 
 
 @dataclass(frozen=True)
@@ -53,6 +47,7 @@ class TrainConfig:
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"] = True
     keep_checkpoints: Annotated[int, "of how many evaluations latest.pt is kept as step-00001000.pt; 0: none"] = 0
+    snapshot_interval: Annotated[int, "steps between looks inside, for visualize.py; 0: none"] = 0
     patience: Annotated[int, "end after so many evaluations without a better one; 0: never"] = 0
     init_from: Annotated[str, "scratch, resume, auto (resume if it can), or weights: a path, gpt2, ..."] = "scratch"
     new_data: Annotated[bool, "resume although the tokens of the data set have changed"] = False
@@ -84,7 +79,7 @@ class TrainConfig:
     def __post_init__(self):
         counts = ("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "cooldown_iters", "seed", "patience")
         rates = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2")
-        lowest = dict.fromkeys((*counts, "keep_checkpoints", *rates), 0)
+        lowest = dict.fromkeys((*counts, "keep_checkpoints", "snapshot_interval", *rates), 0)
         lowest |= dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
         problems = [f"{k}={vars(self)[k]} must be at least {low}" for k, low in lowest.items() if vars(self)[k] < low]
         problems += [f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1]
@@ -112,7 +107,7 @@ class Trainer:
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
-        self.step, self.saved_at, self.evaluated_at = 0, None, None
+        self.step, self.saved_at, self.evaluated_at, self.look = 0, None, None, None
         self.best_val_loss, self.best_step, self.worse = math.inf, 0, 0  # worse: evaluations since the best one
         self.clipped = torch.zeros((), dtype=torch.long, device=device)  # steps since the last logged one
         self.model = self.bare
@@ -136,7 +131,9 @@ class Trainer:
                 due = last or self.step % options.eval_interval == 0
                 if due and self.step != self.evaluated_at and (last or not stop):
                     self.evaluate_and_save()
-                if last or stop or 0 < options.patience <= self.worse:
+                last = last or stop or 0 < options.patience <= self.worse
+                self.look_inside(last)
+                if last:
                     break
                 self.train_step()
                 stop = self.ranks.largest(signals.signal, self.device)
@@ -205,23 +202,17 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
+        if self.look:
+            self.log.metrics(step=self.step, **self.look.changes())
+            self.look = None
         self.bare.zero_grad(set_to_none=True)
 
     def demand_finite(self, loss, grad_norm, lr):
         """Raise TrainingError before the weights take what is no number, on all ranks, as they have the same values."""
         # In float16 gradients may overflow: GradScaler leaves such a step out, and scales the next ones less.
         if not (loss.isfinite() & (grad_norm.isfinite() | self.scaler.is_enabled())):
-            raise self.not_finite(f"loss {loss:.4g}, length of the gradient {grad_norm:.4g}, lr {lr:.2e}")
-
-    def not_finite(self, found):
-        options = self.options
-        rates = f"learning_rate={options.learning_rate}"
-        rates += f" and muon_lr={options.muon_lr}" if options.optimizer == "muon" else ""
-        return TrainingError(
-            f"stopped in step {self.step}: {found}, {self.dtype}. That step is not in the weights, and the checkpoints "
-            f"in {options.out_dir} are of before. Try a tenth of {rates}"
-            + (", or --dtype=float32" if self.dtype != torch.float32 else "")
-        )
+            found = f"loss {loss:.4g}, length of the gradient {grad_norm:.4g}, lr {lr:.2e}"
+            raise not_finite(found, self.step, self.dtype, self.options)
 
     def log_step(self, loss, lr, grad_norm):
         """Log the step just made, and the speed since the last line without evaluations."""
@@ -239,7 +230,7 @@ class Trainer:
         self.bare.eval()
         losses = self.evaluate(self.bare)
         if not math.isfinite(losses["val"]):
-            raise self.not_finite(f"validation loss {losses['val']}")
+            raise not_finite(f"validation loss {losses['val']}", self.step, self.dtype, self.options)
         best = losses["val"] < self.best_val_loss
         if best:
             self.best_val_loss, self.best_step = losses["val"], self.step
@@ -259,14 +250,8 @@ class Trainer:
         shape, part = (self.options.batch_size, self.bare.config.block_size), (self.ranks.rank, self.ranks.world_size)
         losses = {}
         for split in splits:
-            total = torch.zeros(2, dtype=torch.float64)  # loss summed over tokens, and their number
-            for x, y in self.dataset.evaluation_batches(split, self.options.eval_iters, *shape, *part):
-                with self.autocast:
-                    loss = model(self.to_device(x), self.to_device(y))[1]
-                total += torch.tensor([loss.item(), 1.0]) * int((y != IGNORE).sum())
-            if self.ranks.world_size > 1:
-                total = total.to(self.device)
-                dist.all_reduce(total)
+            batches = self.dataset.evaluation_batches(split, self.options.eval_iters, *shape, *part)
+            total = self.ranks.sum(summed_loss(model, batches, self.device, self.autocast), self.device)
             losses[split] = (total[0] / total[1]).item()
         return losses
 
@@ -281,24 +266,29 @@ class Trainer:
 
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
-        tokenizer = self.dataset.tokenizer
-        prompt = self.dataset.ids["val"][:1].tolist()
-        dice = torch.Generator(self.device).manual_seed(self.options.seed)
-        decoder = Decoder(self.bare, 1, 1 + SAMPLE_TOKENS)
         # Eager, also where the model is compiled: it was compiled for whole batches.
         with self.autocast, torch.compiler.set_stance("force_eager"):
-            tokens = generate(decoder, [prompt], SAMPLE_TOKENS, tokenizer.vocab_size, Sampling(), dice)
-            return decode(tokenizer, torch.cat(list(tokens)).tolist())
+            prompt = self.dataset.ids["val"][:1].tolist()
+            return short_sample(self.bare, self.dataset.tokenizer, prompt, self.options.seed)
+
+    def look_inside(self, last):
+        """Every snapshot_interval steps keep the embeddings, and prepare to see what a step does to each layer."""
+        due = self.log.folder and self.options.snapshot_interval
+        if not due or (self.step % due and not last):
+            return
+        began = time.perf_counter()
+        save_embeddings(self.log.folder, self.step, self.bare)
+        if not last:
+            with self.autocast, torch.compiler.set_stance("force_eager"):
+                self.look = Look(self.bare, self.batch(0)[0])
+        self.clock_start += time.perf_counter() - began  # off the clock, as evaluations are
 
     def save(self, val_loss=math.nan, best=False):
         """best.pt if it is better, then latest.pt; in the other order a crash between would lose the best model.
 
         A val_loss of NaN says that the step was not evaluated: a signal ended the run there.
         """
-        mine = checkpoint.generator_states(self.device)
-        generators = [mine] * self.ranks.world_size
-        if self.ranks.world_size > 1:
-            dist.all_gather_object(generators, mine)
+        generators = self.ranks.gather(checkpoint.generator_states(self.device))
         self.saved_at, folder = self.step, Path(self.options.out_dir)
         if self.ranks.rank > 0:
             return

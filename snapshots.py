@@ -1,0 +1,100 @@
+"""A look inside a run, every snapshot_interval steps, for `visualize.py animate` and `visualize.py activations`.
+
+out_dir/snapshots/00000100.npz has the embeddings after 100 steps; metrics.jsonl what step 100 did to each layer. A look
+throws no dice and writes to nothing that the run reads: the run is the same with it and without.
+"""
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import DataError, replacing
+
+ROWS = 1024  # of an embedding, at most: of BPE's tokens the first are the bytes, then the most frequent pieces
+
+
+def save_embeddings(folder, step, model):
+    """Write the first ROWS rows of wte, and of wpe where positions are learned, as float16 (rows, C)."""
+    tables = {"wte": model.wte, "wpe": model.wpe}
+    arrays = {name: t.weight[:ROWS].detach().half().cpu().numpy() for name, t in tables.items() if t is not None}
+    path = Path(folder, "snapshots", f"{step:08d}.npz")
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def steps_of(folder):
+    """{step: file} of a run's snapshots, in their order."""
+    return {int(path.stem): path for path in sorted(Path(folder, "snapshots").glob("[0-9]" * 8 + ".npz"))}
+
+
+def load_embeddings(path):
+    """{"wte": float32 (rows, C), and "wpe" where positions are learned} of a snapshot. Raises DataError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name].astype(np.float32) for name in arrays.files}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} cannot be read as a snapshot ({type(error).__name__})") from error
+
+
+def drop_snapshots_after(step, folder):
+    """A run that goes on from its checkpoint does again what came after it."""
+    for later, path in steps_of(folder).items():
+        if later > step:
+            path.unlink()
+
+
+def layer_of(name):
+    """The part of the model that a parameter belongs to: embedding, h.0, h.1, ..., head."""
+    first, second, *_ = name.split(".")
+    return f"h.{second}" if first == "h" else "embedding" if first in ("wte", "wpe") else "head"
+
+
+class Look:
+    """What one optimizer step does to each layer; made before the step, asked after it, while gradients are there."""
+
+    def __init__(self, model, x):
+        """x: the step's first micro-batch, int64 (B, T)."""
+        self.model, self.activations = model, activations(model, x)
+        self.before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def changes(self):
+        """{quantity/layer: number}, for the embedding, each block and the head.
+
+        weight_norm: length of all the layer's weights as one vector, before the step; grad_norm: of their gradient as
+        the optimizer took it, after clipping; update_ratio: of what the step added, over weight_norm; activation_rms:
+        root of the mean square of the residual stream that the layer leaves. What overflowed in float16 is left out.
+        """
+        squares = {}  # {layer: sums of squares of weights, gradients, updates}
+        for name, p in self.model.named_parameters():
+            parts = torch.stack([t.float().square().sum() for t in (self.before[name], p.grad, p - self.before[name])])
+            squares[layer_of(name)] = squares.get(layer_of(name), 0) + parts
+        values = {}
+        for layer, sums in squares.items():
+            weight, gradient, update = sums.sqrt().tolist()
+            values |= {f"weight_norm/{layer}": weight, f"grad_norm/{layer}": gradient}
+            values[f"update_ratio/{layer}"] = update / weight if weight else 0.0
+        return {name: value for name, value in {**values, **self.activations}.items() if math.isfinite(value)}
+
+
+@torch.no_grad()
+def activations(model, x):
+    """{activation_rms/layer: number} of a batch, without dropout: of the embedding and of each block."""
+    stream = []
+    hooks = [model.h[0].register_forward_pre_hook(lambda block, inputs: stream.append(inputs[0]))]
+    hooks += [block.register_forward_hook(lambda block, inputs, output: stream.append(output)) for block in model.h]
+    training = model.training
+    try:
+        model.eval()(x)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    names = ["embedding", *(f"h.{layer}" for layer in range(len(model.h)))]
+    return {
+        f"activation_rms/{name}": t.float().square().mean().sqrt().item() for name, t in zip(names, stream, strict=True)
+    }
