@@ -74,9 +74,7 @@ class ModelConfig:
         if self.n_head > 0 and self.n_embd % self.n_head:
             below = self.n_embd - self.n_embd % self.n_head
             near = f"{below} or {below + self.n_head}" if below > 0 else self.n_head
-            problems += [
-                f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}; the nearest n_embd is {near}"
-            ]
+            problems.append(f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}; the nearest is {near}")
         elif self.n_head > 0 and self.position == "rope" and self.head_size % 2:
             problems.append(f"position=rope turns pairs of channels: n_embd/n_head={self.head_size} must be even")
         if self.n_head > 0 and self.kv_heads > 0 and self.n_head % self.kv_heads:
@@ -220,18 +218,20 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, config.head_size) if config.qk_norm else unchanged
         self.rotate = rotate if config.position == "rope" else unchanged
 
-    def forward(self, x, turn, cache):
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, -1, self.head_size).split(self.heads, dim=2)  # (B, T, nh or nkv, hs)
+    def qkv(self, x, turn):
+        """Queries, keys and values of x (B, T, C), turned to their positions: (B, nh or nkv, T, hs) each."""
+        heads = self.c_attn(x).view(*x.shape[:2], -1, self.head_size)  # (B, T, nh + 2 nkv, hs)
+        q, k, v = heads.split(self.heads, dim=2)
         q, k = self.rotate(self.q_norm(q), turn), self.rotate(self.k_norm(k), turn)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, nh or nkv, T, hs)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def forward(self, x, turn, cache):
+        q, k, v = self.qkv(x, turn)
         mask, dropout = None, self.attn_dropout if self.training else 0.0
         if cache is not None:
             mask, (k, v) = cache.mask, cache.update(self.layer, k, v)
-        y = (
-            attention(q, k, v, mask, dropout).transpose(1, 2).reshape(B, T, C)
-        )  # (B, nh, T, hs) -> (B, T, C): the heads side by side
-        return self.resid_dropout(self.c_proj(y))
+        y = attention(q, k, v, mask, dropout).transpose(1, 2)  # (B, T, nh, hs)
+        return self.resid_dropout(self.c_proj(y.reshape(x.shape)))  # (B, T, C): the heads side by side
 
 
 class MLP(nn.Module):

@@ -170,7 +170,7 @@ TRAIN = [
     (["--warmup_iters=-1"], least("warmup_iters", -1, 0)),
     (["--seed=-1"], least("seed", -1, 0)),
     # contradictions
-    (["--n_embd=33"], "n_embd=33 must be divisible by n_head=2; the nearest n_embd is 32 or 34 [--n_embd=33, "),
+    (["--n_embd=33"], "n_embd=33 must be divisible by n_head=2; the nearest is 32 or 34 [--n_embd=33, "),
     (["--n_kv_head=3"], "n_kv_head=3 must divide n_head=2: 1, 2 [--n_kv_head=3, --n_head=2]"),
     (["--position=rope", "--n_embd=6"], "n_embd/n_head=3 must be even [--position=rope, --n_head=2]"),
     (["--block_size=204"], "val.bin has 204 tokens; block_size=204 needs at least 205. Use --block_size=203"),

@@ -261,7 +261,7 @@ def test_flops_per_token_equal_what_torch_counts(changes):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"n_embd": 21}, "n_embd=21 must be divisible by n_head=2; the nearest n_embd is 20"),
+        ({"n_embd": 21}, "n_embd=21 must be divisible by n_head=2; the nearest is 20"),
         ({"n_layer": 0}, "n_layer=0 must be at least 1"),
         ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"),
         ({"block_size": -1}, "block_size=-1"),
