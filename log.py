@@ -15,7 +15,7 @@ from tqdm import tqdm
 from checkpoint import demand_unchanged, describe
 from config import ConfigError, silence_stdout, to_source
 from data import replacing
-from metrics import drop_metrics_from, parsed_lines, plot_losses
+from metrics import drop_metrics_from, parsed_lines
 from run_folder import open_folder
 from snapshots import drop_snapshots_after
 
@@ -165,7 +165,10 @@ class RunLog:
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:
             try:
-                plot_losses(parsed_lines(self.folder / "metrics.jsonl"), self.folder / "loss.png")
+                from pictures import curves  # here, as matplotlib takes half a second
+
+                run = curves.to_run(self.folder.name, parsed_lines(self.folder / "metrics.jsonl"))
+                curves.losses(self.folder / "loss.png", [run])
                 gc.collect()  # figures refer to themselves in circles, and would pile up for thousands of steps
             except Exception as error:  # MPLBACKEND, a font, TeX, a picture that Windows locks: no reason to stop
                 reason = str(error).partition("\n")[0]

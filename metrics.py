@@ -1,4 +1,4 @@
-"""metrics.jsonl, one JSON object a line: read, shortened, and drawn as loss.png."""
+"""metrics.jsonl, one JSON object a line: read and shortened."""
 
 import json
 
@@ -47,30 +47,3 @@ def drop_metrics_from(first_step, path):
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
     return damaged
-
-
-def plot_losses(metrics, path):
-    """Draw the loss curves of parsed lines: every logged batch faintly, the evaluations with marks."""
-    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and may want a display
-
-    batches, evaluations = [], []
-    for values in filter(None, metrics):
-        if "loss" in values:
-            batches.append((values["step"], values["loss"]))
-        if "val_loss" in values:
-            evaluations.append(values)
-    batches = batches[:: max(len(batches) // 2000, 1)]  # a picture has a thousand columns; more points cost memory
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([b[0] for b in batches], [b[1] for b in batches], color="0.75", lw=0.8, label="training batches")
-    steps = [e["step"] for e in evaluations]
-    axes.plot(steps, [e["train_loss"] for e in evaluations], "o-", color="#0072b2", ms=3, label="training")
-    axes.plot(steps, [e["val_loss"] for e in evaluations], "s-", color="#d55e00", ms=3, label="validation")
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    if evaluations:
-        best = min(evaluations, key=lambda e: e["val_loss"])
-        axes.set_title(f"best validation loss {best['val_loss']:.4f}, at step {best['step']:,}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

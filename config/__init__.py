@@ -20,7 +20,16 @@ from pathlib import Path
 
 from config.values import checked, convert, describe, option_types, to_repr
 
-PATHS = ("out_dir", "init_from", "input", "val_input", "to", "results", "peer")  # in which ~ is the user's folder
+PATHS = (
+    "out_dir",
+    "out",
+    "init_from",
+    "input",
+    "val_input",
+    "to",
+    "results",
+    "peer",
+)  # in which ~ is the user's folder
 LARGEST = 2**53  # of integers: sizes near 2**63 overflow in torch and NumPy; a seed is no size, and may be larger
 
 
@@ -103,7 +112,8 @@ class Options:
     def __init__(self, argv, *classes, description, positional=None):
         """Read config files and --key=value pairs for the fields of `classes`.
 
-        `positional` names the field that the bare argument fills; without it, bare arguments are config files.
+        `positional` names the field that bare arguments fill, one or, where it is a tuple, several; without it, bare
+        arguments are config files.
         """
         self.classes, self.values, self.sources, self.problems, self.wrong = classes, {}, {}, [], set()
         self.types = {name: spec for cls in classes for name, spec in option_types(cls).items()}
@@ -112,11 +122,14 @@ class Options:
         for text in unknown:
             self.unknown(text.split("=")[0].lstrip("-"), text, "--")
         bare = vars(known).pop("bare") or []
-        if positional and len(named := bare + vars(known).get(positional, [])) > 1:
+        several = positional and typing.get_origin(self.types[positional][0]) is tuple
+        if positional and not several and len(named := bare + vars(known).get(positional, [])) > 1:
             self.problems.append(f"{' '.join(map(str, named))}: one {positional} is expected")
         for text in bare:
             if text.startswith("--"):  # argparse takes an unknown option with a blank in its value for no option
                 self.unknown(text.split("=")[0].lstrip("-"), text, "--")
+            elif several:
+                vars(known).setdefault(positional, []).append(text)
             elif positional:
                 self.set(positional, text, text or "''")
             else:

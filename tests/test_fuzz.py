@@ -20,7 +20,6 @@ from test_weights import NanoGPT
 
 import data.dataset
 import export
-import log
 import prepare
 import sample
 import train
@@ -30,8 +29,10 @@ from data import DataError
 from data.dataset import Dataset
 from data.tokenizer import CharTokenizer, bpe_tokenizer
 from generation import Sampling
-from metrics import drop_metrics_from, plot_losses, read_metrics
+from metrics import drop_metrics_from, parsed_lines
 from model import DeviceError
+from pictures import curves
+from pictures.curves import losses, to_run
 from train import TrainingError
 
 OWN = (CheckpointError, ConfigError, DataError, DeviceError, TrainingError)  # what the commands end in one message for
@@ -240,7 +241,7 @@ def read(path):
 def draw(path):
     """The same, and the picture of its next evaluation."""
     read(path)
-    plot_losses(read_metrics(Path(path))[0], Path("loss.png"))
+    losses(Path("loss.png"), [to_run("out", parsed_lines(Path(path)))])
 
 
 CASES = {  # the mutated file, what loads it from which argument, and the kinds of its mutations
@@ -285,7 +286,7 @@ def sound(files, workspace, monkeypatch):
     vocabulary = CharTokenizer("".join(chr(200 + i) for i in range(20)))
     for module in (data.tokenizer, prepare):
         monkeypatch.setattr(module, "gpt2_tokenizer", lambda: vocabulary)
-    monkeypatch.setattr(log, "plot_losses", lambda metrics, path: None)  # a tenth of a second, and not read here
+    monkeypatch.setattr(curves, "losses", lambda path, runs: None)  # a tenth of a second, and not read here
     return workspace
 
 

@@ -11,7 +11,8 @@ import pytest
 import checkpoint
 import train
 from log import open_lines
-from metrics import plot_losses, read_metrics
+from metrics import read_metrics
+from pictures.curves import losses, to_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -110,10 +111,10 @@ def test_a_full_disk_is_named_with_the_file_and_the_way_on(tiny, run, capsys, mo
 def test_a_fault_of_matplotlib_does_not_end_the_run(tiny, run, capsys, monkeypatch):
     """MPLBACKEND with an unknown name ended the run at the first evaluation, before the first checkpoint."""
 
-    def fail(metrics, path):
+    def fail(path, runs):
         raise ImportError("No module named 'nothing'\nand its traceback")
 
-    monkeypatch.setattr("log.plot_losses", fail)
+    monkeypatch.setattr("pictures.curves.losses", fail)
     train.main(run())
     out = capsys.readouterr().out
     assert out.count("loss.png could not be drawn (ImportError: No module named 'nothing')\n") == 3
@@ -173,7 +174,7 @@ def test_a_resume_says_once_how_many_lines_were_damaged(tiny, run, capsys):
 
 @pytest.mark.parametrize("line", [{"step": 0, "train_loss": 4.0, "val_loss": 4.1}, {"step": 0, "loss": 4.0}])
 def test_the_plot_needs_neither_batches_nor_evaluations(tmp_path, line):
-    plot_losses([line], tmp_path / "loss.png")
+    losses(tmp_path / "loss.png", [to_run("out", [line])])
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
 
 
