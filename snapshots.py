@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from data import DataError, replacing
+from metrics import read_metrics
 
 ROWS = 1024  # of an embedding, at most: of BPE's tokens the first are the bytes, then the most frequent pieces
 
@@ -38,6 +39,17 @@ def load_embeddings(path):
             return {name: arrays[name].astype(np.float32) for name in arrays.files}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} cannot be read as a snapshot ({type(error).__name__})") from error
+
+
+def captions(folder, steps):
+    """What to write over the pictures of steps: each with the validation loss of the last evaluation until there."""
+    lines = read_metrics(Path(folder) / "metrics.jsonl")[0]
+    losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    texts = []
+    for step in steps:
+        loss = next((loss for at, loss in sorted(losses.items(), reverse=True) if at <= step), None)
+        texts.append(f"step {step:>7,}" + ("" if loss is None else f"   validation loss {loss:.3f}"))
+    return texts
 
 
 def drop_snapshots_after(step, folder):

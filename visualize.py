@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import checkpoint
 import config
+import snapshots
+import weights
 from checkpoint import CheckpointError
 from config import ConfigError
 from data import DataError
@@ -34,7 +37,7 @@ class Picture:
 
     def __post_init__(self):
         problems = self.problems() + ([] if self.to != "" else ["to= is empty"])
-        problems += [] if self.out else ["out is missing: name a run's folder, as in out-quickstart"]
+        problems += [] if self.out and all(self.out) else ["out is missing: name a run's folder, as in out-quickstart"]
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -73,7 +76,72 @@ def activations(options):
     return layers(options.path("activations.png"), read_run(options.out), options.show)
 
 
+@dataclass(frozen=True)
+class EmbeddingsPicture(Picture):
+    of: Annotated[Literal["tokens", "positions", "similarity"], "similarity: of positions to each other"] = "tokens"
+    method: Annotated[Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"] = "pca"
+
+
+def embeddings(options):
+    """Embeddings of tokens or positions in two dimensions, before training and after."""
+    from pictures.embeddings import embeddings, token_rows
+
+    content = weights.load(options.out)
+    tokens, rows = token_rows(weights.tokenizer_of(content))
+    tables, titles = [content["model"]], [checkpoint.describe(content).rpartition(": ")[2]]
+    if (before := weights.untrained(content)) is not None:
+        tables, titles = [before, *tables], ["before training", *titles]
+    if options.of == "tokens":
+        tables = [state["wte.weight"][rows] for state in tables]
+    else:
+        tables = [learned_positions(state.get("wpe.weight"), options.out) for state in tables]
+    tables = [table.float().numpy() for table in tables]
+    path = options.path(f"embeddings-{options.of}.png")
+    return embeddings(path, tables, titles, tokens, options.of, options.method, options.show)
+
+
+def learned_positions(table, source):
+    """The table, if there is one. Raises DataError."""
+    if table is None:
+        raise DataError(f"{source} has position=rope: its positions are rotations, and no learned vectors to look at")
+    return table
+
+
+@dataclass(frozen=True)
+class Animation(Picture):
+    of: Annotated[Literal["tokens", "positions"], "what moves"] = "tokens"
+    method: Annotated[Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"] = "pca"
+    highlight: Annotated[
+        tuple[str, ...], "characters or positions in a colour of their own, as in aeiou, 0-9 or 12-14; several times"
+    ] = ()
+
+    def problems(self):
+        return ["show=True: an animation is a file; open it in a browser"] if self.show else []
+
+
+def animate(options):
+    """How embeddings find their places in a run that was trained with snapshot_interval, as a GIF."""
+    from pictures.embeddings import animate, highlighted, token_rows
+
+    found = snapshots.steps_of(options.out)
+    if not found:
+        raise DataError(f"{options.out} has no snapshots. Train with --snapshot_interval=100, and animate again")
+    tokens, rows = token_rows(weights.tokenizer_of(weights.load(options.out)))
+    states = [snapshots.load_embeddings(path) for path in found.values()]
+    if options.of == "tokens":
+        tables = [state["wte"][rows] for state in states]
+    else:
+        tables = [learned_positions(state.get("wpe"), options.out) for state in states]
+        tokens = [str(n).encode() for n in range(len(tables[0]))]
+    groups = highlighted(options.highlight, tokens, options.of)
+    captions = snapshots.captions(options.out, list(found))
+    path = options.path(f"animation-{options.of}.gif")
+    return animate(path, tables, captions, tokens, options.of, groups, options.method)
+
+
 COMMANDS = {
+    "embeddings": (embeddings, EmbeddingsPicture),
+    "animate": (animate, Animation),
     "loss": (loss, LossPicture),
     "activations": (activations, ActivationsPicture),
 }

@@ -155,6 +155,16 @@ def build(content, wanted=None, seed=0):
     return model, []
 
 
+def untrained(content):
+    """The weights that a run began with, drawn anew from its seed; None where it began from others or is not ours."""
+    options = content["train_config"]
+    if options.get("init_from") != "scratch" or type(options.get("seed")) is not int:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options["seed"])
+        return GPT(config_of(content)).state_dict()
+
+
 @torch.no_grad()
 def adapt(model, state, old):
     """Copy into the model what fits of `state`, weights of the architecture `old`.
