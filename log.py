@@ -158,9 +158,14 @@ class RunLog:
         mark = " (best)" if best else ""
         self.say(f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}")
         if step == 0 and self.options.init_from == "scratch":
+            meaning = "a model that knows nothing finds all tokens about equally likely"
+            if losses["val"] > math.log(vocab_size) + 1:
+                meaning = (
+                    "its first weights are too large, so that it is sure of what it cannot know"
+                )
             self.say(
                 f"before training the loss is {losses['val']:.4f}; ln(vocab_size) = ln({vocab_size}) = "
-                f"{math.log(vocab_size):.4f}: a model that knows nothing finds all tokens about equally likely"
+                f"{math.log(vocab_size):.4f}: {meaning}"
             )
         self.say("    | " + text.replace("\n", "\n    | "))
         if self.folder:

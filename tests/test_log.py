@@ -204,3 +204,11 @@ def test_without_wandb_the_install_command_is_given(tiny, run, monkeypatch, caps
         train.main(run(wandb_log=True))
     assert exit.value.code == 2 and "python -m pip install wandb" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("embedding_std, words", [(0.02, "finds all tokens about equally likely"), (1.0, "too large")])
+def test_the_loss_before_training_is_explained_as_it_is(tiny, run, capsys, embedding_std, words):
+    """A model with large first weights was told to find all tokens equally likely, at a loss of 63."""
+    train.main(run(max_iters=0, embedding_std=embedding_std))
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "before training" in line]
+    assert words in line
