@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from sample import SampleConfig  # noqa: E402
 from train import TrainConfig  # noqa: E402
 
 README = ROOT / "README.md"
+PORTUGUESE = ROOT / "README.pt-BR.md"
 CLASSES = {
     "prepare.py": [PrepareConfig], "train.py": [ModelConfig, TrainConfig], "sample.py": [Sampling, SampleConfig],
     "export.py": [ExportConfig],
@@ -73,14 +75,53 @@ def test_every_command_parses(script, words, monkeypatch):
     Options(words, *CLASSES[script], description="Test.", positional=positional).build()
 
 
-def test_every_link_leads_somewhere():
-    text = README.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
+def blocks(path):
+    """A page's code blocks, without what a translation may change: comments, and the labels of diagrams."""
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        yield language, re.sub(r'"[^"]*"' if language == "mermaid" else r" *#.*", "", block)
+
+
+def pieces(path):
+    """A page's headings, paragraphs, items and table rows in order, without the code blocks and the options table."""
+    text = re.sub(r"```.*?```", "", TABLE.sub("", path.read_text(encoding="utf-8")), flags=re.DOTALL)
+    return re.split(r"\n\s*\n|\n(?=[|-] )", text.strip())
+
+
+def kept(piece):
+    """What a translation leaves as it is: the level of a heading, code between backquotes, numbers, columns."""
+    found = re.findall(r"^#+ |`[^`]+`|\d+(?:[.,]\d+)*", piece)
+    return {" ".join(each.split()) for each in found} | {f"{piece.count(' |')} columns"}
+
+
+def test_both_readmes_have_the_same_commands():
+    for english, portuguese in zip_longest(blocks(README), blocks(PORTUGUESE), fillvalue=("no", "block")):
+        assert portuguese == english, f"{PORTUGUESE.name}: copy this block from {README.name}:\n{english[1]}"
+
+
+def test_both_readmes_say_the_same():
+    """Piece by piece; the message shows the first that is missing, or has other numbers or names, in one of the two."""
+    for english, portuguese in zip_longest(pieces(README), pieces(PORTUGUESE), fillvalue="# no more"):
+        differ = kept(english) ^ kept(portuguese)
+        what = f"{english}\nIt has:\n{portuguese}\nThey differ in {differ}"
+        assert not differ, f"translate into {PORTUGUESE.name} what is new here or just above:\n{what}"
+
+
+def anchors(path):
+    """The names by which GitHub links to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", [README, PORTUGUESE], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", page.read_text(encoding="utf-8")):
+        linked = ROOT / target if target else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
 def test_nothing_is_left_to_fill_in():
-    for path in (README, *(ROOT / "docs").glob("*.md")):
+    for path in (*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")):
         assert "@@" not in path.read_text(encoding="utf-8"), path
 
 
