@@ -160,9 +160,7 @@ class RunLog:
         if step == 0 and self.options.init_from == "scratch":
             meaning = "a model that knows nothing finds all tokens about equally likely"
             if losses["val"] > math.log(vocab_size) + 1:
-                meaning = (
-                    "its first weights are too large, so that it is sure of what it cannot know"
-                )
+                meaning = "its first weights are too large, so that it is sure of what it cannot know"
             self.say(
                 f"before training the loss is {losses['val']:.4f}; ln(vocab_size) = ln({vocab_size}) = "
                 f"{math.log(vocab_size):.4f}: {meaning}"

@@ -2,7 +2,7 @@
 
     python docs/pictures.py
 
-`python docs/pictures.py --keep` copies what is needed of runs in this folder, of the commands on the pages, to docs/data.
+With --keep, what is needed of the runs that the pages' commands left in this folder is first copied to docs/data.
 """
 
 import json
@@ -10,12 +10,12 @@ import shutil
 import sys
 from pathlib import Path
 
-DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import speed
 import visualize
 
+DOCS = Path(__file__).parent
 DATA, IMAGES = DOCS / "data", DOCS / "images"
 WHOLE = ("out-gptlab-cpu", "out-gptlab-10000")  # kept with their weights and snapshots, the others with their metrics
 KEPT = 200  # lines of logged batches of a run
@@ -56,7 +56,7 @@ def keep():
 
 def main():
     if sys.argv[1:] == ["--keep"]:
-        return keep()
+        keep()
     IMAGES.mkdir(exist_ok=True)
     for name, line in PICTURES.items():
         words = [str(DATA / word) if word.startswith("out-") else word for word in line.split()]
