@@ -176,9 +176,12 @@ class Tasks(TaskManager):
         try:
             return super().load(names)
         except Exception as error:  # the network's, the data set's, the task's own, of whatever kind
+            advice = (
+                "Most tasks' questions come from Hugging Face's hub: connect to the network, or name the .yaml of one"
+            )
             raise DataError(
-                f"tasks={','.join(names)}: lm-evaluation-harness cannot load them ({in_a_line(error)}). Most tasks' "
-                "questions come from Hugging Face's hub: connect to the network, or name a .yaml with your own task"
+                f"tasks={','.join(names)}: lm-evaluation-harness cannot load them: {in_a_line(error)}"
+                + (f". {advice} of your own" if isinstance(error, OSError) else "")
             ) from error
 
 
