@@ -20,7 +20,7 @@ from tests.test_tokenizer import gpt2_or_skip
 from tests.test_tokenizer_json import llama2_like
 
 ROOT = Path(__file__).parent.parent
-TEXT = "O menino viu a maçã — 🦜🦜 e não comeu.\n\n\tSíssifo disse: 'não!' 12345 ação\n" * 4
+TEXT = "O menino viu a maçã — 🦜🦜 e não comeu.\n\n\tSíssifo disse: 'não!' 12345 ação\n" * 4 + "maçã"
 B = 16  # block_size
 ARCHITECTURES = {
     "gpt2": {"bias": True},
@@ -147,12 +147,15 @@ def test_windows_score_each_token_once_with_enough_before_it(stride):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_is_the_loss_that_train_has_of_the_whole_split(tiny, run, capsys, dtype):
     train.main(run(dtype=dtype))
+    losses = []
     for split, name in (("val", "validation"), ("train", "train")):
         capsys.readouterr()
         train.main(run(dtype=dtype, init_from="out/best.pt", eval_only=True, eval_iters=0))
         theirs = float(re.search(rf"^step 0: .*{name} loss ([\d.]+)", capsys.readouterr().out, re.MULTILINE)[1])
         ours = figures(capsys, f"--dtype={dtype}", f"--split={split}", "--batch_size=4")["loss"]
-        assert ours == pytest.approx(theirs, abs=1.1e-4 if dtype == "float32" else 2e-3)
+        assert ours == pytest.approx(theirs, abs=1.1e-4)
+        losses += [ours, figures(capsys, f"--split={split}", "--batch_size=4")["loss"]]
+    assert (losses[::2] == losses[1::2]) == (dtype == "float32")  # bfloat16 is not passed over
 
 
 def test_an_input_is_what_the_same_text_is_as_a_data_set(spec, capsys):

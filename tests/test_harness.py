@@ -130,6 +130,21 @@ def test_log_likelihoods_are_those_of_the_same_weights_in_transformers(spec, nam
         assert greedy == (logits.argmax(-1).tolist() == ids[-scored:])
 
 
+def test_blanks_alone_are_no_context(spec):  # noqa: F811
+    """They are moved into what is scored, as the harness has it, and nothing would stand before that."""
+    lively(spec)
+    assert ask(ours(spec), "loglikelihood", ("  ", "viu")) == ask(ours(spec), "loglikelihood", ("", "  viu"))
+
+
+def test_the_end_of_a_text_ends_a_reply(spec, monkeypatch):  # noqa: F811
+    lively(spec)
+    tokenizer = load_tokenizer(spec)
+    ids = tokenizer.encode(f"viu{tokenizer.separator}O").tolist()
+    monkeypatch.setattr(harness, "generate", lambda *_: (torch.tensor([i]) for i in ids))
+    [reply] = ask(ours(spec), "generate_until", ("O", {"max_gen_toks": len(ids)}))
+    assert reply == ("viu\n\nO" if spec["kind"] == "char" else "viu")  # of characters, two line ends are no such mark
+
+
 def test_the_greedy_continuation_is_told(spec):  # noqa: F811
     model, tokenizer = lively(spec), load_tokenizer(spec)
     prompt = tokenizer.encode("O menino viu").tolist()
