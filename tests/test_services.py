@@ -41,7 +41,6 @@ def series(lines):
 
 def events(out_dir="out"):
     """The same, of the event files, as TensorBoard understands them."""
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: python -m pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it notes what it purges
@@ -259,7 +258,7 @@ def test_losing_the_event_files_costs_a_line_and_not_the_run(tiny, run, capsys, 
     assert wandb.runs[0].rows == metrics() and checkpoint.load("out/latest.pt")["step"] == 10
 
 
-def test_a_line_is_in_the_event_files_when_the_run_goes_on(tiny, monkeypatch):
+def test_a_line_is_in_the_event_files_when_the_run_goes_on(workspace, monkeypatch):
     """TensorBoard's thread may take its time, and a kill would take what it had not yet written."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
