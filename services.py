@@ -22,7 +22,7 @@ class Wandb:
     def __init__(self, options, resume_step):
         from wandb import init, teardown  # not the module: where a folder has its name, that would be taken for it
 
-        # Without a network its end would last for ever. As variables: yours stand, and an older wandb passes over them.
+        # Without a network its end keeps a run waiting. As variables: yours stand, and an older wandb passes over them.
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # seconds
         os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
         path = Path(options.out_dir, "wandb_run_id")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 
@@ -40,7 +41,6 @@ def series(lines):
 
 def events(out_dir="out"):
     """The same, of the event files, as TensorBoard understands them."""
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed: python -m pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it notes what it purges
@@ -256,6 +256,19 @@ def test_losing_the_event_files_costs_a_line_and_not_the_run(tiny, run, capsys, 
     assert out.count("TensorBoard is lost (FileNotFoundError: ") == 1 == out.count("the run goes on without it")
     assert err == "" and told_by_python == [] and threading.excepthook == told_by_python.append
     assert wandb.runs[0].rows == metrics() and checkpoint.load("out/latest.pt")["step"] == 10
+
+
+def test_a_line_is_in_the_event_files_when_the_run_goes_on(workspace, monkeypatch):
+    """TensorBoard's thread may take its time, and a kill would take what it had not yet written."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", lambda self, data: (time.sleep(0.02), write(self, data)))
+    service = TensorBoard(train.TrainConfig(), None)
+    service.open(Path("out"))
+    service.log({"step": 3, "loss": 1.5, "lr": 0.25})
+    assert events() == {"loss": [(3, 1.5)], "lr": [(3, 0.25)]}
+    service.close()
 
 
 def test_a_fault_of_another_thread_is_still_told(tmp_path, monkeypatch):
