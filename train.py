@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import config
@@ -110,9 +109,7 @@ class Trainer:
         self.step, self.saved_at, self.evaluated_at, self.look = 0, None, None, None
         self.best_val_loss, self.best_step, self.worse = math.inf, 0, 0  # worse: evaluations since the best one
         self.clipped = torch.zeros((), dtype=torch.long, device=device)  # steps since the last logged one
-        self.model = self.bare
-        if ranks.world_size > 1:
-            self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        self.model = ranks.replicate(self.bare, device)
         log.say(f"device {device}, {str(dtype).removeprefix('torch.')}")
         if options.compiles(device):
             log.say("compiling the model, which takes a minute ...")
