@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from config import ConfigError
 
@@ -52,6 +53,12 @@ class Ranks:
         below = value - value % self.world_size
         nearest = " or ".join(f"--{name}={n}" for n in (below, below + self.world_size) if n > 0)
         raise ConfigError(f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}")
+
+    def replicate(self, model, device):
+        """The model, whose backward pass then gives all ranks the mean of their gradients."""
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
     def sum(self, tensor, device):
         """The sum of a tensor over the ranks."""

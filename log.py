@@ -28,6 +28,11 @@ def open_lines(path):
     return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
+def duration(seconds):
+    """Seconds as 1:02:03, or as 4 days, 1:02:03."""
+    return str(timedelta(seconds=min(round(seconds), timedelta.max // timedelta(seconds=1))))
+
+
 def resume_command(folder):
     return f"python train.py --init_from=resume --out_dir={shlex.quote(str(folder))}"
 
@@ -60,7 +65,7 @@ class RunLog:
             if damaged:
                 self.say(f"{damaged} damaged line(s) of {self.folder / 'metrics.jsonl'} are left out")
             self.services.open(self.folder)
-        if not silent and sys.stderr.isatty():
+        if self.folder and sys.stderr.isatty():
             form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self.bar = tqdm(total=options.max_iters, initial=self.resume_step or 0, bar_format=form, dynamic_ncols=True)
 
@@ -142,8 +147,7 @@ class RunLog:
         values = {"step": step, **values, "step_ms": step_ms, "tokens_per_s": tokens_per_s, "mfu": mfu}
         self.metrics(**{name: value for name, value in values.items() if value is not None})
         speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
-        seconds = round((self.options.max_iters - step - 1) * step_ms / 1000)
-        left = timedelta(seconds=min(seconds, timedelta.max // timedelta(seconds=1)))
+        left = duration((self.options.max_iters - step - 1) * step_ms / 1000)
         line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, {left} left"
         self.say(line, to_console=self.bar is None)
         if self.bar is not None:

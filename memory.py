@@ -1,11 +1,14 @@
-"""The machine's memory: kept by the process that will need it again, and a clear word where there is not enough."""
+"""Memory: kept by the process that will need it again, a clear word where there is not enough, and a count of it."""
 
 import contextlib
 import ctypes
 import os
 import sys
+import weakref
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model import DeviceError
 
@@ -52,3 +55,29 @@ def memory_guard(advice):
             raise
         first_line = str(error).partition("\n")[0]
         raise DeviceError(f"out of memory: {advice}. The first line of the report: {first_line}") from error
+
+
+class AliveTensors(TorchDispatchMode):
+    """While it is entered: `now`, the bytes of the tensors that are alive, and `peak`, the most that there were."""
+
+    def __init__(self, tensors):
+        """tensors: those that are there already."""
+        super().__init__()
+        self.sizes, self.now, self.peak = {}, 0, 0  # sizes: by weak references to storages, which views share
+        self.add(tensors)
+
+    def add(self, tensors):
+        for storage in (tensor.untyped_storage() for tensor in tensors):
+            reference = weakref.ref(storage, self.drop)
+            if reference not in self.sizes:
+                self.sizes[reference] = storage.nbytes()
+                self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+
+    def drop(self, reference):
+        self.now -= self.sizes.pop(reference)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.add(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+        return result

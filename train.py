@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import config
@@ -32,6 +31,7 @@ from log import RunLog
 from memory import keep_freed_memory, memory_advice, memory_guard
 from model import DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
 from optimizer import learning_rate, make_optimizers, restore_optimizers
+from report import measure, print_report
 from snapshots import Look, save_embeddings
 from stopping import Stop, TrainingError, not_finite
 
@@ -45,6 +45,8 @@ class TrainConfig:
     log_interval: Annotated[int, "steps between logged training losses"] = 1
     eval_iters: Annotated[int, "batches in an evaluation, evenly spaced over a split; 0: both splits whole"] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
+    report: Annotated[bool, "count parameters, FLOPs and memory of the run, and stop"] = False
+    measure: Annotated[bool, "the same, and how fast the steps are"] = False
     always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"] = True
     keep_checkpoints: Annotated[int, "of how many evaluations latest.pt is kept as step-00001000.pt; 0: none"] = 0
     snapshot_interval: Annotated[int, "steps between looks inside, for visualize.py; 0: none"] = 0
@@ -111,9 +113,7 @@ class Trainer:
         self.step, self.saved_at, self.evaluated_at, self.look = 0, None, None, None
         self.best_val_loss, self.best_step, self.worse = math.inf, 0, 0  # worse: evaluations since the best one
         self.clipped = torch.zeros((), dtype=torch.long, device=device)  # steps since the last logged one
-        self.model = self.bare
-        if ranks.world_size > 1:
-            self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        self.model = ranks.replicate(self.bare, device)
         log.say(f"device {device}, {str(dtype).removeprefix('torch.')}")
         if options.compiles(device):
             log.say("compiling the model, which takes a minute ...")
@@ -345,6 +345,11 @@ def train(model_config, options, content):
     device = pick_device(options.device, ranks.local_rank, ranks.local_world_size)
     backend = ranks.backend(options.backend, device)
     dtype = pick_dtype(options.dtype, device, training=True)
+    if options.report or options.measure:
+        print_report(model_config, options, ranks, device, dtype)
+        if not options.measure:
+            return
+        options = replace(options, eval_only=True, wandb_log=False)  # so that nothing is written
     dataset = Dataset(dataset_path(options.dataset))
     model, report = build_model(model_config, options, content, dataset.tokenizer)
     resume = options.init_from == "resume"
@@ -370,10 +375,10 @@ def train(model_config, options, content):
             trainer = Trainer(model, options, dataset, ranks, device, dtype, log)
             if resume:
                 trainer.restore(content)
-            if report:
+            if report and not options.measure:
                 trainer.evaluate_original(content)
             (content or {}).clear()  # gigabytes, for a large model
-            stop = trainer.run()
+            stop = measure(trainer) if options.measure else trainer.run()
             log.close()
             leave(128 + stop if stop else 0)  # a shell's code for a signal
     finally:

@@ -188,17 +188,20 @@ class Dataset:
         windows = ids.windows(starts.tolist(), block_size + 1)  # (batch_size, block_size + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 
+    def evaluation_windows(self, split, count, batch_size, block_size):
+        """The numbers of the windows, in their order, that `evaluation_batches` reads."""
+        windows = math.ceil((len(self.ids[split]) - 1) / block_size)
+        if 0 < count * batch_size < windows:
+            return np.arange(count * batch_size) * windows // (count * batch_size)
+        return np.arange(windows)
+
     def evaluation_batches(self, split, count, batch_size, block_size, rank=0, world_size=1):
         """`count` batches of evenly spaced windows, always the same; the whole split where count is 0 or covers it.
 
         Yields x, y int64 (batch_size, block_size) for every world_size-th batch from `rank` on. Windows do not overlap.
         What is left over in the last window and the last batch has targets IGNORE, so that all shapes are equal.
         """
-        ids = self.ids[split]
-        windows = math.ceil((len(ids) - 1) / block_size)
-        chosen = np.arange(windows)
-        if 0 < count * batch_size < windows:
-            chosen = np.arange(count * batch_size) * windows // (count * batch_size)
+        ids, chosen = self.ids[split], self.evaluation_windows(split, count, batch_size, block_size)
         for start in range(rank * batch_size, len(chosen), world_size * batch_size):
             x = np.zeros((batch_size, block_size), dtype=np.int64)
             y = np.full((batch_size, block_size), IGNORE, dtype=np.int64)

@@ -10,8 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import checkpoint
 import train
+from config import Options
 from metrics import read_metrics
 from model import GPT, ModelConfig
+from report import count_memory
+from train import TrainConfig
 
 pytestmark = [
     pytest.mark.cuda,
@@ -65,3 +68,24 @@ def test_one_rank_on_nccl_has_the_gradients_of_none(tmp_path):
         torch.testing.assert_close([p.grad for p in model.parameters()], list(expected))
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype, optimizer", [("float32", "adamw"), ("bfloat16", "adamw"), ("bfloat16", "muon")])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_reported_memory_is_what_a_run_allocates(tiny, run, dtype, optimizer, accumulation):
+    """Within a fifth: kernels and torch's allocator take some of their own."""
+    shape = {"n_layer": 4, "n_head": 8, "n_embd": 512, "block_size": 256, "vocab_size": 8000, "batch_size": 16}
+    shape |= {"gradient_accumulation_steps": accumulation, "position": "rope", "mlp": "swiglu", "dropout": 0.1}
+    argv = run(device="cuda", dtype=dtype, optimizer=optimizer, max_iters=2, eval_interval=100, eval_iters=1, **shape)
+    config, options = Options(argv, ModelConfig, TrainConfig, description="").build()
+    device = torch.device("cuda", 0)
+    counted = count_memory(config, options, device, getattr(torch, dtype), accumulation, 16)["peak"]
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    train.main(argv)
+    assert counted == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.2)
+
+
+def test_speed_is_measured(tiny, run, capsys):
+    train.main(run(device="cuda", measure=True))
+    assert "tokens/s" in capsys.readouterr().out and not Path("out").exists()
