@@ -19,7 +19,7 @@ import config
 import weights
 from checkpoint import CheckpointError
 from data import DataError, in_utf8
-from data.text import is_utf8, text_of
+from data.text import given_text, is_utf8
 from data.tokenizer import prompt_ids
 from generation import Decoder, Sampling, TextStream, generate
 from memory import memory_guard
@@ -124,7 +124,7 @@ class Writer:
 
 def sample(writer, options):
     """Print the samples: the first one while it is being written, the others, from the same batch, after it."""
-    starts = [text_of(start, "start") for start in options.start for _ in range(options.num_samples)]
+    starts = [given_text(start, "start") for start in options.start for _ in range(options.num_samples)]
     prompts = {start: writer.encode(start) for start in dict.fromkeys(starts)}
     texts = ["" for _ in starts]
 
@@ -192,7 +192,7 @@ def main(argv=None):
         with memory_guard(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
             writer = Writer(options, sampling)
             if options.interactive:
-                converse(writer, "" if options.start == DEFAULT_START else text_of(options.start[0], "start"))
+                converse(writer, "" if options.start == DEFAULT_START else given_text(options.start[0], "start"))
             else:
                 sample(writer, options)
 

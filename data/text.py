@@ -17,7 +17,7 @@ def is_utf8(text):
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def text_of(value, option):
+def given_text(value, option):
     """The text that an option was given, or the text of the file that FILE:path names there. Raises DataError."""
     if not value.startswith("FILE:"):
         text = in_utf8(value)

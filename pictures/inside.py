@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 import weights
-from data.text import text_of
+from data.text import given_text
 from data.tokenizer import prompt_ids
+from evaluate import windows
 from generation import distribution, next_token
 from model import soft_cap
 
@@ -29,7 +30,7 @@ def read(source, text):
     Raises CheckpointError, DataError.
     """
     model, tokenizer, _ = weights.to_speak(source)
-    return model, tokenizer, torch.tensor(prompt_ids(tokenizer, text_of(text, "text"), "text").tolist())
+    return model, tokenizer, torch.tensor(prompt_ids(tokenizer, given_text(text, "text"), "text").tolist())
 
 
 @contextlib.contextmanager
@@ -98,13 +99,11 @@ def surprise(model, ids):
     least half a block_size of text before it.
     """
     size, bits = model.config.block_size, [torch.tensor([math.nan])]
-    done = 1  # tokens that have their bits
-    while done < len(ids):
-        stop = min(max(done - 1 + max(size // 2, 1), size), len(ids) - 1)
-        x = streams(model, ids[None, max(stop - size, 0) : stop])[-1][0, done - 1 - stop :]  # (new ones, C)
-        for rows, targets in zip(x.split(ROWS), ids[done : stop + 1].split(ROWS), strict=True):
-            bits.append(F.cross_entropy(read_out(model, rows), targets, reduction="none") / math.log(2))
-        done = stop + 1
+    for window, first in windows([ids.numpy()], size, stride=max(size // 2, 1)):
+        window = torch.from_numpy(window)
+        x = streams(model, window[None, :-1])[-1][0, first:]  # (those whose next token is scored, C)
+        for rows, following in zip(x.split(ROWS), window[first + 1 :].split(ROWS), strict=True):
+            bits.append(F.cross_entropy(read_out(model, rows), following, reduction="none") / math.log(2))
     return torch.cat(bits)
 
 
