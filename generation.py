@@ -60,10 +60,14 @@ def penalize(logits, sampling, prompt, reply):
     return logits - sampling.frequency_penalty * reply - sampling.presence_penalty * (reply > 0)
 
 
-def next_token(logits, sampling, generator=None):
-    """Draw one token for each row, without waiting for the device. logits (B, V) float32 -> (B, 1)."""
+def distribution(logits, sampling):
+    """What the next token is drawn from. logits (B, V) float32 -> probabilities (B, k) and whose they are, ids (B, k).
+
+    None in place of the ids: they are 0 to V - 1. The sum may be below 1 where tokens were left out.
+    """
     if sampling.temperature < 1e-5:  # 0, or so close that the quotient would overflow
-        return logits.argmax(dim=-1, keepdim=True)
+        likeliest = logits.argmax(dim=-1, keepdim=True)
+        return torch.ones_like(likeliest, dtype=logits.dtype), likeliest
     logits, V, index = logits / sampling.temperature, logits.shape[-1], None
     k = min(sampling.top_k or V, V)
     if k < V or sampling.top_p < 1:
@@ -76,6 +80,14 @@ def next_token(logits, sampling, generator=None):
     if sampling.min_p > 0:  # 2407.01082
         least = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < least, 0)
+    return probabilities, index
+
+
+def next_token(logits, sampling, generator=None):
+    """Draw one token for each row, without waiting for the device. logits (B, V) float32 -> (B, 1)."""
+    probabilities, index = distribution(logits, sampling)
+    if index is not None and index.shape[-1] == 1:  # there is nothing to draw
+        return index
     # The smallest of exponential variables with these rates is distributed as the probabilities are. torch.multinomial
     # draws so too, but first asks the device whether the probabilities are valid, and waits for the answer.
     race = probabilities / torch.empty_like(probabilities).exponential_(generator=generator)

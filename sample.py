@@ -10,17 +10,17 @@ The tokenizer comes out of the checkpoint, so that nothing else is needed beside
 import contextlib
 import sys
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 
-import checkpoint
 import config
 import weights
 from checkpoint import CheckpointError
 from data import DataError, in_utf8
+from data.text import given_text, is_utf8
+from data.tokenizer import prompt_ids
 from generation import Decoder, Sampling, TextStream, generate
 from memory import memory_guard
 from model import DeviceError, pick_device, pick_dtype
@@ -72,30 +72,6 @@ class SampleConfig:
             raise ValueError("\n".join(problems))
 
 
-def is_utf8(text):
-    """Whether a text from the command line has no bytes that the locale could not decode, lone surrogates in Python."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def read_start(start):
-    """The start's text, or the text of the file that it names. Raises DataError."""
-    if not start.startswith("FILE:"):
-        text = in_utf8(start)
-        if not is_utf8(text):
-            raise DataError("the start is not UTF-8; write it into a file and use --start=FILE:path")
-        return text
-    path = Path(start.removeprefix("FILE:"))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (offset {error.start:,})") from error
-    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not text:
-        raise DataError(f"{path} is empty; a model needs at least one character to go on from")
-    return text
-
-
 class Writer:
     """A model, its tokenizer and its dice."""
 
@@ -103,12 +79,9 @@ class Writer:
         """Loads what the options name. Raises CheckpointError, DataError, DeviceError."""
         self.options, self.sampling = options, sampling
         source = options.out_dir if options.init_from == "resume" else options.init_from
-        content = weights.load(source)
-        self.tokenizer = weights.tokenizer_of(content)
         self.device = pick_device(options.device)
-        self.about = [*content.get("notes", []), checkpoint.describe(content)]
-        self.model, _ = weights.build(content, replace(weights.config_of(content), dropout=0.0))
-        self.model.to(self.device, pick_dtype(options.dtype, self.device)).eval()
+        self.model, self.tokenizer, self.about = weights.to_speak(source)
+        self.model.to(self.device, pick_dtype(options.dtype, self.device))
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for float32 products
         self.generator = torch.Generator(self.device).manual_seed(options.seed)
@@ -116,13 +89,7 @@ class Writer:
 
     def encode(self, text):
         """The ids of a prompt. Raises DataError that names characters which the model does not know."""
-        try:
-            return self.tokenizer.prompt(text)
-        except DataError as error:
-            known = getattr(self.tokenizer, "chars", "")
-            raise DataError(
-                f"the start has what the model never saw in training: {error}. It knows: {known!r}"
-            ) from error
+        return prompt_ids(self.tokenizer, text, "start")
 
     def write(self, prompts, show):
         """Go on from each prompt's ids; show(row, text) gets each piece of a row's text as soon as it is sure.
@@ -157,7 +124,7 @@ class Writer:
 
 def sample(writer, options):
     """Print the samples: the first one while it is being written, the others, from the same batch, after it."""
-    starts = [read_start(start) for start in options.start for _ in range(options.num_samples)]
+    starts = [given_text(start, "start") for start in options.start for _ in range(options.num_samples)]
     prompts = {start: writer.encode(start) for start in dict.fromkeys(starts)}
     texts = ["" for _ in starts]
 
@@ -225,7 +192,7 @@ def main(argv=None):
         with memory_guard(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
             writer = Writer(options, sampling)
             if options.interactive:
-                converse(writer, "" if options.start == DEFAULT_START else read_start(options.start[0]))
+                converse(writer, "" if options.start == DEFAULT_START else given_text(options.start[0], "start"))
             else:
                 sample(writer, options)
 

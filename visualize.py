@@ -4,6 +4,11 @@
     python visualize.py embeddings out-quickstart --of=tokens
     python visualize.py animate out-quickstart --of=tokens --highlight=aeiou --highlight=0-9
     python visualize.py activations out-quickstart
+    python visualize.py attention out-quickstart --text="Return the value"
+    python visualize.py heads out-quickstart --text=FILE:book.txt
+    python visualize.py next out-quickstart --text="Return the " --temperature=0.5 --temperature=1
+    python visualize.py surprise out-quickstart --text=FILE:book.txt
+    python visualize.py lens out-quickstart --text="Return the value"
 
 Pictures are PNG files in the run's folder, or what --to=FILE names, .svg too. Options: python visualize.py loss --help
 """
@@ -20,6 +25,7 @@ import weights
 from checkpoint import CheckpointError
 from config import ConfigError
 from data import DataError
+from generation import Sampling
 from memory import memory_guard
 from model import DeviceError
 
@@ -62,11 +68,6 @@ def loss(options):
 
     runs = [read_run(folder) for folder in options.out]
     return losses(options.path("loss.png"), runs, options.x, options.show)
-
-
-@dataclass(frozen=True)
-class ActivationsPicture(Picture):
-    pass
 
 
 def activations(options):
@@ -139,11 +140,90 @@ def animate(options):
     return animate(path, tables, captions, tokens, options.of, groups, options.method)
 
 
+@dataclass(frozen=True)
+class TextPicture(Picture):
+    text: Annotated[str | None, "what the model reads: a text, or FILE:path of a UTF-8 file"] = None
+
+    def problems(self):
+        given = self.text not in (None, "", "FILE:")
+        return [] if given else ['text= is missing: give --text="Once upon a time", or --text=FILE:path']
+
+
+@dataclass(frozen=True)
+class AttentionPicture(TextPicture):
+    layer: Annotated[int | None, "this one alone, from 0; None: all"] = None
+    head: Annotated[int | None, "this one alone, from 0; None: all"] = None
+
+
+def attention(options):
+    """Where each token of a text looks: a map for every head, a large one with --layer=2 --head=0."""
+    from pictures.attention import maps
+
+    return maps(options.path("attention.png"), options.out, options.text, options.layer, options.head, options.show)
+
+
+def heads(options):
+    """What each head looks at, in the mean over a text, which may be long: --text=FILE:book.txt."""
+    from pictures.attention import habits
+
+    return habits(options.path("heads.png"), options.out, options.text, options.show)
+
+
+@dataclass(frozen=True)
+class NextPicture(TextPicture):
+    temperature: Annotated[tuple[float, ...], "as in sample.py; may be given several times"] = (0.5, 1.0, 1.5)
+    top_k: Annotated[int | None, "as in sample.py"] = None
+    top_p: Annotated[float, "as in sample.py"] = 1.0
+    bars: Annotated[int, "how many tokens have a bar of their own"] = 15
+    samples: Annotated[int, "how often the token is drawn"] = 1000
+
+    def problems(self):
+        problems = super().problems()
+        problems += [] if 1 <= self.bars <= 100 else [f"bars={self.bars} must be 1 to 100"]
+        problems += [] if 1 <= self.samples <= 10**6 else [f"samples={self.samples} must be 1 to 1000000"]
+        problems += [] if 1 <= len(self.temperature) <= 4 else ["temperature= may be given 1 to 4 times"]
+        try:
+            self.samplings()
+        except ValueError as error:
+            problems.append(str(error))
+        return problems
+
+    def samplings(self):
+        return [Sampling(temperature, self.top_k, self.top_p) for temperature in self.temperature]
+
+
+def following(options):
+    """The next token after a text: how likely each one is at several temperatures, and how often it is drawn."""
+    from pictures.predictions import following
+
+    given = (options.samplings(), options.bars, options.samples)
+    return following(options.path("next.png"), options.out, options.text, *given, options.show)
+
+
+def surprise(options):
+    """A text in colours: how much each token surprised the model, in bits."""
+    from pictures.predictions import surprises
+
+    return surprises(options.path("surprise.png"), options.out, options.text, options.show)
+
+
+def lens(options):
+    """What each layer would say next, were it the last: the logit lens."""
+    from pictures.predictions import lens
+
+    return lens(options.path("lens.png"), options.out, options.text, options.show)
+
+
 COMMANDS = {
     "embeddings": (embeddings, EmbeddingsPicture),
     "animate": (animate, Animation),
     "loss": (loss, LossPicture),
-    "activations": (activations, ActivationsPicture),
+    "activations": (activations, Picture),
+    "attention": (attention, AttentionPicture),
+    "heads": (heads, TextPicture),
+    "next": (following, NextPicture),
+    "surprise": (surprise, TextPicture),
+    "lens": (lens, TextPicture),
 }
 
 

@@ -98,6 +98,18 @@ def check_tokenizer(content, spec, dataset):
     raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
 
 
+def to_speak(source):
+    """What is needed to let the weights of `source` speak, as `load` takes it: (model, tokenizer, about).
+
+    The model is in eval mode, in float32, on the CPU; about: lines that say what was loaded. Raises CheckpointError,
+    DataError.
+    """
+    content = load(source)
+    tokenizer = tokenizer_of(content)
+    model, _ = build(content, replace(config_of(content), dropout=0.0))
+    return model.eval(), tokenizer, [*content.get("notes", []), checkpoint.describe(content)]
+
+
 def is_plain(tensor):
     """Whether it is an array of floating-point numbers, each of which was in the file.
 

@@ -20,7 +20,7 @@ def describe(kind):
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
-        return "one or more texts"
+        return {str: "one or more texts", float: "one or more numbers"}[typing.get_args(kind)[0]]
     return names.get(kind) or " or ".join(describe(part) for part in typing.get_args(kind))
 
 
@@ -69,11 +69,9 @@ def to_text(value):
     raise ValueError
 
 
-def to_texts(value):
-    items = [value] if isinstance(value, str) else value
-    if isinstance(items, list | tuple):
-        return tuple(map(to_text, items))
-    raise ValueError
+def to_items(value, kind):
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(convert(item, kind) for item in items)
 
 
 def to_one_of(value, parts):
@@ -105,7 +103,7 @@ def convert(value, kind):
         if origin is typing.Literal:
             return parts[parts.index(value)]
         if origin is tuple:
-            return to_texts(value)
+            return to_items(value, parts[0])
         if kind in (int, float):
             return to_number(value, kind)
         return {types.NoneType: to_none, bool: to_bool, str: to_text}[kind](value)

@@ -6,10 +6,34 @@ import os
 import stat
 from pathlib import Path
 
-from data import DataError
+from data import DataError, in_utf8
 
 PIECE = 1 << 20  # bytes read at a time
 LONGEST = 100_000  # characters encoded at a time: tiktoken and rustbpe give up on a million blanks in a row
+
+
+def is_utf8(text):
+    """Whether a text from the command line has no bytes that the locale could not decode, lone surrogates in Python."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def given_text(value, option):
+    """The text that an option was given, or the text of the file that FILE:path names there. Raises DataError."""
+    if not value.startswith("FILE:"):
+        text = in_utf8(value)
+        if not is_utf8(text):
+            raise DataError(f"the {option} is not UTF-8; write it into a file and use --{option}=FILE:path")
+        return text
+    path = Path(value.removeprefix("FILE:"))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (offset {error.start:,})") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not text:
+        raise DataError(f"{path} is empty; a model needs at least one character to go on from")
+    return text
 
 
 def find_files(path):

@@ -109,6 +109,20 @@ def decode(tokenizer, ids):
     return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
+def prompt_ids(tokenizer, text, called):
+    """The ids of a text that a model is to read. Raises DataError that names the characters which it does not know."""
+    try:
+        ids = tokenizer.prompt(text)
+    except DataError as error:
+        known = getattr(tokenizer, "chars", "")
+        raise DataError(
+            f"the {called} has what the model never saw in training: {error}. It knows: {known!r}"
+        ) from error
+    if not len(ids):  # some of Hugging Face's leave out blanks
+        raise DataError(f"the {called} has no tokens in it; give a longer one")
+    return ids
+
+
 def gpt2_tokenizer():
     """GPT-2's 50,257 tokens. They are downloaded once; TIKTOKEN_CACHE_DIR names a folder that keeps them."""
     folder = gpt2_folder()

@@ -78,6 +78,21 @@ def label(token):
     return "".join(WHITE_SPACE.get(c) or (c if c.isprintable() and known(c) else f"U+{ord(c):04X}") for c in text)
 
 
+def shortened(text, longest):
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def labels(tokenizer, ids, longest):
+    """The labels of tokens, none longer than so many letters."""
+    return [shortened(label(tokenizer.decode_bytes([i])), longest) for i in ids.tolist()]
+
+
+def quoted(labels, longest=50, end=False):
+    """The beginning or the end of a text, of its tokens' labels, for a title."""
+    text = "".join(labels).replace(WHITE_SPACE[" "], " ")
+    return f"“{shortened(text[::-1], longest)[::-1] if end else shortened(text, longest)}”"
+
+
 # What a token is, with the colour of its kind. Words and their pieces are BPE's, the rest single characters.
 KINDS = {
     "vowel": RED,

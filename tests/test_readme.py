@@ -18,12 +18,13 @@ from model import ModelConfig  # noqa: E402
 from prepare import PrepareConfig  # noqa: E402
 from sample import SampleConfig  # noqa: E402
 from train import TrainConfig  # noqa: E402
+from visualize import COMMANDS as PICTURES  # noqa: E402
 
 README = ROOT / "README.md"
 PORTUGUESE = ROOT / "README.pt-BR.md"
 CLASSES = {
     "prepare.py": [PrepareConfig], "train.py": [ModelConfig, TrainConfig], "sample.py": [Sampling, SampleConfig],
-    "export.py": [ExportConfig],
+    "export.py": [ExportConfig], "visualize.py": [options for _, options in PICTURES.values()],
 }  # fmt: skip
 TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
 
@@ -32,12 +33,13 @@ def options_table():
     lines = []
     for script, classes in CLASSES.items():
         lines += [f"**{script}**", "", "| option | default | type | what it does |", "|---|---|---|---|"]
+        rows = []
         for cls in classes:
             types = option_types(cls)
             for field in fields(cls):
                 kind, help_text = types[field.name]
-                lines.append(f"| `{field.name}` | `{field.default!r}` | {describe(kind)} | {help_text} |")
-        lines.append("")
+                rows.append(f"| `{field.name}` | `{field.default!r}` | {describe(kind)} | {help_text} |")
+        lines += [*dict.fromkeys(rows), ""]  # pictures share some
     return "\n".join(lines)
 
 
@@ -47,7 +49,7 @@ def commands():
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
-                match = re.search(r"(prepare|train|sample|export)\.py(.*)", part)
+                match = re.search(r"(prepare|train|sample|export|visualize)\.py(.*)", part)
                 if match:
                     yield match.group(1) + ".py", re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", match.group(2))
 
@@ -69,10 +71,11 @@ def test_there_are_commands():
 def test_every_command_parses(script, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = [word.replace('"', "").replace("'", "") for word in words]
-    positional = "name" if script == "prepare.py" else None
+    positional = {"prepare.py": "name", "visualize.py": "out"}.get(script)
+    classes = [PICTURES[words.pop(0)][1]] if script == "visualize.py" else CLASSES[script]
     if words[-1] == "--help":
         words.pop()
-    Options(words, *CLASSES[script], description="Test.", positional=positional).build()
+    Options(words, *classes, description="Test.", positional=positional).build()
 
 
 def blocks(path):

@@ -16,6 +16,7 @@ from data.tokenizer import (
     decode,
     gpt2_tokenizer,
     load_tokenizer,
+    prompt_ids,
     train_bpe,
 )
 
@@ -51,6 +52,13 @@ def test_the_description_is_json_and_gives_the_same_tokenizer(tokenizer):
 def test_characters_outside_the_vocabulary_are_named():
     with pytest.raises(DataError, match=re.escape("vocabulary: 'ç' (U+00E7), '🦜' (U+1F99C)")):
         CharTokenizer("abc").encode("aç🦜")
+
+
+def test_a_text_without_tokens_is_no_prompt():
+    """Some of Hugging Face's tokenizers leave out blanks, and a text of blanks had no last token to go on from."""
+    with pytest.raises(DataError, match="the text has no tokens in it"):
+        prompt_ids(CharTokenizer("ab"), "", "text")
+    assert prompt_ids(CharTokenizer("ab"), "ba", "text").tolist() == [1, 0]
 
 
 def test_a_prompt_of_a_million_blanks_is_encoded():

@@ -71,6 +71,14 @@ class NanoGPT(nn.Module):
         return self.lm_head(self.transformer["ln_f"](x))
 
 
+def test_a_model_that_is_to_speak_drops_nothing(tiny, run):
+    train.main(run(max_iters=1, dropout=0.5))
+    model, tokenizer, about = weights.to_speak("out")
+    assert not model.training and model.config.dropout == 0 and model.wte.weight.dtype == torch.float32
+    assert tokenizer.vocab_size == model.config.vocab_size and about[0].startswith("out/best.pt: step 1, ")
+    assert torch.equal(model.wte.weight, checkpoint.load("out/best.pt")["model"]["wte.weight"])
+
+
 @pytest.fixture
 def nanogpt(tiny):
     """nano/ckpt.pt with nanoGPT's names and forms, of a compiled model, for data/tiny."""
