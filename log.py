@@ -17,6 +17,7 @@ from config import ConfigError, silence_stdout, to_source
 from data import replacing
 from metrics import drop_metrics_from, parsed_lines
 from run_folder import open_folder
+from services import Services
 from snapshots import drop_snapshots_after
 
 NO_BETTER = 3  # evaluations after which a run says that it gets no better
@@ -32,18 +33,19 @@ def resume_command(folder):
 
 
 class RunLog:
-    """A run's console, training.log, metrics.jsonl, loss.png and wandb; silent on every rank but the first."""
+    """A run's console, training.log, metrics.jsonl, loss.png and services; silent on every rank but the first."""
 
     def __init__(self, options, resumed=None, silent=False):
         """Opens out_dir, unless the run only evaluates; resumed: the checkpoint from which it goes on.
 
-        Raises ConfigError where out_dir or wandb cannot be used, CheckpointError where another run just wrote to it.
+        Raises ConfigError where out_dir or a service cannot be used, CheckpointError where another run just wrote it.
         """
         self.options, self.silent, self.resume_step = options, silent, resumed["step"] if resumed else None
         self.folder = None if silent or options.eval_only else Path(options.out_dir)
-        self.wandb = open_wandb(options) if options.wandb_log and not silent else None
         self.bar = self.log_file = self.metrics_file = self.lock = None
+        self.services = Services(self.say)
         if self.folder:
+            self.services.start(options, self.resume_step)
             self.lock, previous = open_folder(self.folder, resumed is not None)
             if resumed:
                 demand_unchanged(resumed)
@@ -57,6 +59,7 @@ class RunLog:
                     self.say(f"    to go on with it: {resume_command(previous)}")
             if damaged:
                 self.say(f"{damaged} damaged line(s) of {self.folder / 'metrics.jsonl'} are left out")
+            self.services.open(self.folder)
         if not silent and sys.stderr.isatty():
             form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
             self.bar = tqdm(total=options.max_iters, initial=self.resume_step or 0, bar_format=form, dynamic_ncols=True)
@@ -131,8 +134,7 @@ class RunLog:
 
     def metrics(self, **values):
         self.append(self.metrics_file, json.dumps(values))
-        if self.wandb:
-            self.wandb.log(values, step=values["step"])
+        self.services.log(values)
 
     def step(self, step, step_ms, tokens_per_s, mfu, **values):
         """One logged step (values: loss, lr, grad_norm, clipped): the bar where there is one, a line elsewhere."""
@@ -204,24 +206,12 @@ class RunLog:
         self.say(f"let it write: python sample.py --out_dir={shlex.quote(str(self.folder))}")
 
     def close(self):
-        for file in (self.log_file, self.metrics_file, self.lock):
-            if file:
-                with contextlib.suppress(OSError):  # of what a full disk did not take
-                    file.close()
-        if self.bar is not None:
-            self.bar.close()
-        if self.wandb:
-            self.wandb.finish()
-
-
-def open_wandb(options):
-    try:
-        import wandb
-    except ImportError:
-        raise ConfigError(
-            "wandb_log=True needs the package wandb: python -m pip install wandb, or --wandb_log=False"
-        ) from None
-    try:
-        return wandb.init(project=options.wandb_project, name=options.wandb_run_name, config=vars(options))
-    except Exception as error:  # no login, no network: wandb's own kinds
-        raise ConfigError(f"wandb does not start ({error}); try wandb login, or --wandb_log=False") from error
+        try:
+            self.services.close()
+        finally:
+            for file in (self.log_file, self.metrics_file, self.lock):
+                if file:
+                    with contextlib.suppress(OSError):  # of what a full disk did not take
+                        file.close()
+            if self.bar is not None:
+                self.bar.close()

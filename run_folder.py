@@ -9,6 +9,7 @@ from checkpoint import numbered
 from config import ConfigError
 
 RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py", "snapshots")
+RUN_FILES += ("tensorboard", "wandb_run_id")  # of services.py
 
 
 def open_folder(folder, resume):

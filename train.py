@@ -54,6 +54,7 @@ class TrainConfig:
     wandb_log: Annotated[bool, "log to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "its project"] = "seugpt"
     wandb_run_name: Annotated[str, "its name for this run"] = "run"
+    tensorboard: Annotated[bool, "write event files for TensorBoard as well, into out_dir/tensorboard"] = False
     dataset: Annotated[str, "folder in data/, written by prepare.py"] = "openwebtext"
     gradient_accumulation_steps: Annotated[int, "micro-batches in a step, over all GPUs together"] = 40
     batch_size: Annotated[int, "sequences in a micro-batch"] = 12

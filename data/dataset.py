@@ -170,9 +170,13 @@ class Dataset:
                     f"{self.ids[split].name} has {tokens:,} tokens; block_size={block_size} needs at least "
                     f"{block_size + 1:,}. Use --block_size={max(longest, 1)} or less, or more text"
                 )
-            for file, ids in self.ids[split].pieces():
-                if (largest := int(ids.max())) >= vocab_size:
-                    raise self.error(f"{file} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}")
+            self.check_ids(split, vocab_size)
+
+    def check_ids(self, split, vocab_size):
+        """Raise DataError where a split holds an id from vocab_size on."""
+        for file, ids in self.ids[split].pieces():
+            if (largest := int(ids.max())) >= vocab_size:
+                raise self.error(f"{file} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}")
 
     def batch(self, split, index, batch_size, block_size, seed):
         """Batch number `index` of an endless random sequence: a pure function of its arguments and the files.

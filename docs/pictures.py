@@ -10,9 +10,10 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import speed
+
 import visualize
 
 DOCS = Path(__file__).parent

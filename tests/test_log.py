@@ -1,6 +1,5 @@
 """What a run leaves behind and shows."""
 
-import json
 import os
 import subprocess
 import sys
@@ -176,34 +175,6 @@ def test_a_resume_says_once_how_many_lines_were_damaged(tiny, run, capsys):
 def test_the_plot_needs_neither_batches_nor_evaluations(tmp_path, line):
     losses(tmp_path / "loss.png", [to_run("out", [line])])
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
-
-
-FAKE_WANDB = """
-import json
-class run:
-    @staticmethod
-    def log(values, step): open("wandb.jsonl", "a").write(json.dumps(values) + "\\\\n")
-    @staticmethod
-    def finish(): open("wandb.finished", "w").close()
-def init(project, name, config): assert config["batch_size"] == 4; return run
-"""
-
-
-def test_wandb_gets_the_same_metrics(tiny, run, monkeypatch):
-    """A stand-in for the package, which needs an account: the same calls, written to a file."""
-    Path("wandb.py").write_text(FAKE_WANDB.replace("\\\\n", "\\n"), encoding="utf-8")
-    monkeypatch.syspath_prepend(".")
-    train.main(run(wandb_log=True))
-    logged = [json.loads(line) for line in Path("wandb.jsonl").read_text().splitlines()]
-    assert logged == read_metrics(Path("out/metrics.jsonl"))[0] and Path("wandb.finished").exists()
-
-
-def test_without_wandb_the_install_command_is_given(tiny, run, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SystemExit) as exit:
-        train.main(run(wandb_log=True))
-    assert exit.value.code == 2 and "python -m pip install wandb" in capsys.readouterr().err
-    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("embedding_std, words", [(0.02, "finds all tokens about equally likely"), (1.0, "too large")])
