@@ -349,7 +349,7 @@ def train(model_config, options, content):
         print_report(model_config, options, ranks, device, dtype)
         if not options.measure:
             return
-        options = replace(options, eval_only=True, wandb_log=False)  # so that nothing is written
+        options = replace(options, eval_only=True)  # so that nothing is written
     dataset = Dataset(dataset_path(options.dataset))
     model, report = build_model(model_config, options, content, dataset.tokenizer)
     resume = options.init_from == "resume"
