@@ -6,6 +6,8 @@ With --keep, what is needed of the runs that the pages' commands left in this fo
 """
 
 import json
+import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -30,14 +32,20 @@ PICTURES = {
     "similarity.png": "embeddings out-gptlab-cpu --of=similarity",
     "positions.gif": "animate out-gptlab-cpu --of=positions --highlight=12-14",
     "tokens.gif": "animate out-gptlab-cpu --highlight=aeiou --highlight=0-9",
+    "next.png": 'next out-gptlab-10000 --text="A moça abriu a j"',
+    "surprise.png": "surprise out-gptlab-10000 --text=FILE:docs/data/janela.txt",
+    "attention.png": 'attention out-gptlab-10000 --text="A moça abriu a janela"',
+    "heads.png": "heads out-gptlab-10000 --text=FILE:docs/data/janela.txt",
+    "lens.png": 'lens out-gptlab-10000 --text="A moça abriu a janela e olhou"',
     "layers.png": "activations out-gptlab-cpu",
+    "overfitting.png": "loss out-small out-whole",
     "tier1-loss.png": "loss out-tier1",
 }
 
 
 def keep():
     """Copy the small part of each run that has a place in docs/data or in PICTURES."""
-    runs = {word for line in PICTURES.values() for word in line.split() if word.startswith("out-")}
+    runs = {word for line in PICTURES.values() for word in shlex.split(line) if word.startswith("out-")}
     for run in sorted(runs):
         if not Path(run).is_dir():
             print(f"{run} is not here: what docs/data has of it stays")
@@ -58,9 +66,10 @@ def keep():
 def main():
     if sys.argv[1:] == ["--keep"]:
         keep()
+    os.chdir(DOCS.parent)  # the commands name files as they are seen from there
     IMAGES.mkdir(exist_ok=True)
     for name, line in PICTURES.items():
-        words = [str(DATA / word) if word.startswith("out-") else word for word in line.split()]
+        words = [str(DATA / word) if word.startswith("out-") else word for word in shlex.split(line)]
         visualize.main([*words, f"--to={IMAGES / name}"])
     speed.main()
 
