@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import Options, describe, option_types  # noqa: E402
+from evaluate import EvaluateConfig  # noqa: E402
 from export import ExportConfig  # noqa: E402
 from generation import Sampling  # noqa: E402
 from model import ModelConfig  # noqa: E402
@@ -21,7 +22,7 @@ from train import TrainConfig  # noqa: E402
 README = ROOT / "README.md"
 CLASSES = {
     "prepare.py": [PrepareConfig], "train.py": [ModelConfig, TrainConfig], "sample.py": [Sampling, SampleConfig],
-    "export.py": [ExportConfig],
+    "evaluate.py": [EvaluateConfig], "export.py": [ExportConfig],
 }  # fmt: skip
 TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
 
@@ -45,7 +46,7 @@ def commands():
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
-                match = re.search(r"(prepare|train|sample|export)\.py(.*)", part)
+                match = re.search(r"(prepare|train|sample|evaluate|export)\.py(.*)", part)
                 if match:
                     yield match.group(1) + ".py", re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", match.group(2))
 
