@@ -127,7 +127,7 @@ def text_of(content, options):
 
 
 def windows(pieces, block_size, stride):
-    """(ids, first) of windows over ids that come in pieces: of the targets ids[1:], those before `first` are not scored.
+    """(ids, first) of windows over ids that come in pieces: of the targets ids[1:] those from `first` on are scored.
 
     At most block_size + 1 ids each, in the order of the text. A window scores `stride` targets that the one before has
     not, but for the first, which scores all; so each token but the text's first is scored once.
