@@ -10,7 +10,7 @@ Every token but the first is scored once. Losses over different tokenizers compa
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -22,12 +22,13 @@ import config
 import weights
 from checkpoint import CheckpointError
 from config import ConfigError
-from data import DataError
+from data import DataError, in_utf8
 from data.dataset import Dataset, dataset_path
 from data.text import Text, cut_between_words, find_files
 from memory import memory_guard
 from model import IGNORE, DeviceError, pick_device, pick_dtype
 
+TOKENS_AT_ONCE = 8192  # of GPT-2's, their logits take 1.6 GB
 UNITS = ("tokens", "bytes", "characters")
 
 
@@ -38,7 +39,9 @@ class EvaluateConfig:
     split: Annotated[Literal["val", "train"], "which part of it"] = "val"
     input: Annotated[str | None, "a UTF-8 text instead: a file, or a folder whose files are all read"] = None
     stride: Annotated[int, "score the last so many tokens of each window, which overlap; 0: all, side by side"] = 0
-    batch_size: Annotated[int, "windows, or texts of a task, at a time"] = 8
+    batch_size: Annotated[int | None, "windows, or texts of a task, at a time; None: as many as have 8,192 tokens"] = (
+        None
+    )
     tasks: Annotated[str | None, "lm-evaluation-harness's, as in lambada_openai,hellaswag, or their .yaml files"] = None
     num_fewshot: Annotated[int | None, "solved examples before each question of a task; None: as the task says"] = None
     limit: Annotated[int | None, "questions of each task, to try it; None: all"] = None
@@ -120,11 +123,11 @@ def text_of(content, options):
             "A model of bpe or gpt2 tokens knows every text"
         )
     pieces = (tokenizer.encode(piece) for piece in cut_between_words(text.pieces()))
-    return Source(options.input, tokenizer, pieces, text.characters, 2, [])
+    return Source(in_utf8(options.input), tokenizer, pieces, text.characters, 2, [])
 
 
 def windows(pieces, block_size, stride):
-    """(ids, first) of windows over ids that come in pieces: of the targets ids[1:], those before `first` are scored.
+    """(ids, first) of windows over ids that come in pieces: of the targets ids[1:] those from `first` on are scored.
 
     At most block_size + 1 ids each, in the order of the text. A window scores `stride` targets that the one before has
     not, but for the first, which scores all; so each token but the text's first is scored once.
@@ -228,16 +231,17 @@ def evaluate(options):
         except ModuleNotFoundError as error:
             command = "python -m pip install lm_eval==0.4.13"
             raise ConfigError(f"--tasks needs the package {error.name}: {command}") from error
-    content, *machinery = load(options)
+    content, model, device, autocast = load(options)
+    batch_size = options.batch_size or max(TOKENS_AT_ONCE // model.config.block_size, 1)
     for line in [*content.get("notes", []), checkpoint.describe(content)]:
         print(line, flush=True)
-    run(content, *machinery, options)
+    run(content, model, device, autocast, replace(options, batch_size=batch_size))
 
 
 def main(argv=None):
     with config.command(DataError, CheckpointError, DeviceError):
         (options,) = config.Options(argv, EvaluateConfig, description=__doc__).build()
-        with memory_guard(f"fewer at a time, as in --batch_size={max(options.batch_size // 2, 1)}"):
+        with memory_guard(f"fewer at a time, as in --batch_size={max((options.batch_size or 8) // 2, 1)}"):
             evaluate(options)
 
 

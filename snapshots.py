@@ -35,7 +35,7 @@ def steps_of(folder):
 def load_embeddings(path):
     """{"wte": float32 (rows, C), and "wpe" where positions are learned} of a snapshot. Raises DataError."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(path) as arrays:
             return {name: arrays[name].astype(np.float32) for name in arrays.files}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} cannot be read as a snapshot ({type(error).__name__})") from error

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 import export
 import prepare
 import sample
@@ -123,6 +124,7 @@ def test_a_run_may_be_anywhere(tiny, run, capsys, name):
     sample.main([f"--out_dir={out_dir}", "--device=cpu", "--num_samples=1", "--max_new_tokens=1"])
     export.main([f"--out_dir={out_dir}", f"--to={out_dir}/hf {name}"])
     sample.main([f"--init_from={out_dir}/hf {name}", "--device=cpu", "--num_samples=1", "--max_new_tokens=1"])
+    evaluate.main([f"--out_dir={out_dir}/hf {name}", "--input=tiny.txt"])
 
 
 @pytest.mark.parametrize("path", ["t.txt", "t.txt/x", "nowhere", "loop", LONG, "/proc/none"])
@@ -141,6 +143,8 @@ def test_a_place_that_is_none_is_one_message_in_each_command(trained, run, refus
         (sample.main, [f"--init_from={path}"]),
         (export.main, ["--out_dir=out", f"--to={path}"]),
         (export.main, [f"--out_dir={path}", "--to=new"]),
+        (evaluate.main, [f"--out_dir={path}"]),
+        (evaluate.main, [f"--input={path}"]),
     ):
         assert path in refused(main, *argv), (main, argv)
     assert sorted(trained.rglob("*")) == before

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import Options, describe, option_types  # noqa: E402
+from evaluate import EvaluateConfig  # noqa: E402
 from export import ExportConfig  # noqa: E402
 from generation import Sampling  # noqa: E402
 from model import ModelConfig  # noqa: E402
@@ -24,7 +25,8 @@ README = ROOT / "README.md"
 PORTUGUESE = ROOT / "README.pt-BR.md"
 CLASSES = {
     "prepare.py": [PrepareConfig], "train.py": [ModelConfig, TrainConfig], "sample.py": [Sampling, SampleConfig],
-    "export.py": [ExportConfig], "visualize.py": [options for _, options in PICTURES.values()],
+    "evaluate.py": [EvaluateConfig], "export.py": [ExportConfig],
+    "visualize.py": [options for _, options in PICTURES.values()],
 }  # fmt: skip
 TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
 
@@ -49,7 +51,7 @@ def commands():
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
-                match = re.search(r"(prepare|train|sample|export|visualize)\.py(.*)", part)
+                match = re.search(r"(prepare|train|sample|evaluate|export|visualize)\.py(.*)", part)
                 if match:
                     yield match.group(1) + ".py", re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", match.group(2))
 
