@@ -14,7 +14,7 @@ from data import replacing
 
 # Okabe and Ito's colours, which people tell apart however they see (jfly.uni-koeln.de/color).
 BLUE, RED, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-SKY, ORANGE, BLACK, GREY = "#56b4e9", "#e69f00", "#000000", "#8c8c8c"
+SKY, ORANGE, BLACK, GREY, INDIGO = "#56b4e9", "#e69f00", "#000000", "#8c8c8c", "#332288"  # the last is Paul Tol's
 
 STYLE = {
     "font.size": 10,
@@ -28,7 +28,7 @@ STYLE = {
     "svg.hashsalt": "seuGPT",  # the same picture is the same file
 }
 FORMATS = ("png", "svg")
-WHITE_SPACE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
+WHITE_SPACE = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 
 @contextlib.contextmanager
@@ -102,7 +102,7 @@ KINDS = {
     "punctuation": ORANGE,
     "white space": BLACK,
     "beginning of a word": SKY,
-    "inside of a word": BLUE,
+    "inside of a word": INDIGO,
     "other letter": SKY,
     "part of a character": GREY,
 }

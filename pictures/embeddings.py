@@ -18,7 +18,7 @@ AXES = {
     "pca": ("first principal component", "second principal component"),
     "tsne": ("t-SNE, first dimension", "t-SNE, second dimension"),
 }
-SHOWN = 400  # tokens on a picture, at most: more cannot be read
+SHOWN = 250  # tokens on a picture, at most: more cannot be read
 FRAME_MS, LAST_MS = 120, 3000  # how long an animation shows each frame
 
 
@@ -73,10 +73,19 @@ def project(table, method):
 
 
 def token_rows(tokenizer):
-    """(bytes of tokens, their ids): the first ones that can be written. BPE's first are single bytes, then the most
-    frequent pieces."""
+    """(bytes of tokens, their ids): the first ones that can be written.
+
+    BPE's first are the bytes, also those that no text ever had: of them, only letters, digits and white space. Then
+    come the most frequent pieces.
+    """
     tokens = {n: tokenizer.decode_bytes([n]) for n in range(min(tokenizer.vocab_size, ROWS))}
-    rows = [n for n, token in tokens.items() if not {"U+", "part"} & {label(token)[:2], kind_of(token)[:4]}][:SHOWN]
+    characters = hasattr(tokenizer, "chars")
+    rows = [
+        n
+        for n, token in tokens.items()
+        if not {"U+", "part"} & {label(token)[:2], kind_of(token)[:4]}
+        and (characters or len(token) > 1 or token.isalnum() or token in b" \n")
+    ][:SHOWN]
     return [tokens[n] for n in rows], rows
 
 
