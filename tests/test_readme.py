@@ -46,8 +46,9 @@ def options_table():
 
 
 def commands():
-    """Every command in README's code blocks, continued lines joined: (script, words)."""
-    text = README.read_text(encoding="utf-8")
+    """Every command in the code blocks of README and docs/en, continued lines joined: (script, words)."""
+    pages = [README, *sorted((ROOT / "docs" / "en").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("#")[0].split("&&"):
