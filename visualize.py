@@ -37,12 +37,14 @@ class Picture:
     out: Annotated[str | None, "the run's folder, a checkpoint, or what else sample.py's init_from takes"] = None
     to: Annotated[str | None, "file to write, .png or .svg; None: one in the run's folder"] = None
     show: Annotated[bool, "open a window as well"] = False
+    endings = (".png", ".svg")  # of `to`
 
     def problems(self):
         return []
 
     def __post_init__(self):
-        problems = self.problems() + ([] if self.to != "" else ["to= is empty"])
+        right = self.to is None or Path(self.to).suffix.lower() in self.endings
+        problems = self.problems() + ([] if right else [f"to={self.to} must end in {' or '.join(self.endings)}"])
         problems += [] if self.out and all(self.out) else ["out is missing: name a run's folder, as in out-quickstart"]
         if problems:
             raise ValueError("\n".join(problems))
@@ -115,6 +117,7 @@ class Animation(Picture):
     highlight: Annotated[
         tuple[str, ...], "characters or positions in a colour of their own, as in aeiou, 0-9 or 12-14; several times"
     ] = ()
+    endings = (".gif",)
 
     def problems(self):
         return ["show=True: an animation is a file; open it in a browser"] if self.show else []

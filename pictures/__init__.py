@@ -27,7 +27,6 @@ STYLE = {
     "text.parse_math": False,  # a token may be a dollar sign
     "svg.hashsalt": "seuGPT",  # the same picture is the same file
 }
-FORMATS = ("png", "svg")
 WHITE_SPACE = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 
@@ -38,17 +37,9 @@ def picture(path, width, height, show=False):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         with replacing(path) as temporary:
-            figure.savefig(temporary, format=format_of(path))
+            figure.savefig(temporary, format=Path(path).suffix.lower().removeprefix("."))
         if show:
             show_window(figure, path)
-
-
-def format_of(path, formats=FORMATS):
-    """The format that a file's name asks for. Raises ConfigError."""
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix not in formats:
-        raise ConfigError(f"to={path} must end in {' or '.join('.' + name for name in formats)}")
-    return suffix
 
 
 def show_window(figure, path):

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from config import ConfigError
 from data import replacing
-from pictures import BLUE, GREEN, GREY, KINDS, ORANGE, PURPLE, RED, SKY, STYLE, format_of, kind_of, label, picture
+from pictures import BLUE, GREEN, GREY, KINDS, ORANGE, PURPLE, RED, SKY, STYLE, kind_of, label, picture
 from snapshots import ROWS
 
 AXES = {
@@ -207,7 +207,6 @@ def animate(path, tables, captions, tokens, of, groups, method):
     """
     from PIL import Image  # matplotlib brings it
 
-    format_of(path, ("gif",))
     points, frames = paths(tables, method), []
     colours = None
     if groups:

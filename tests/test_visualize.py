@@ -215,7 +215,7 @@ def test_a_picture_is_the_same_twice(trained):
         (["lossy", "out"], "lossy is none of "), (["loss"], "out is missing"), (["loss", ""], "out is missing"),
         (["loss", "nowhere"], "there is no nowhere/metrics.jsonl"), (["embeddings", "nowhere"], "nowhere"),
         (["loss", "empty"], "has no line of a run in it"), (["loss", "out", "--to=x.jpg"], "must end in .png or .svg"),
-        (["loss", "out", "--to="], "to= is empty"), (["loss", "out", "--to=no/x.png"], "No such file or directory"),
+        (["loss", "out", "--to="], "must end in .png"), (["loss", "out", "--to=no/x.png"], "No such file or directory"),
         (["loss", "out", "--y=2"], "no such option"), (["embeddings", "out", "out"], "one out is expected"),
         (["activations", "plain"], "Train with --snapshot_interval=100"), (["animate", "plain"], "has no snapshots"),
         (["animate", "out", "--highlight=Q"], "names no token"), (["animate", "out", "--to=x.png"], "end in .gif"),
