@@ -121,7 +121,8 @@ def losses(path, runs, x="step", show=False):
             axes.set_title(f"The lowest is of {lowest.name}: {summary(lowest)}")
         axes.set(xlabel=X_LABELS[x], ylabel="loss (nats per token)")
         axes.grid()
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     return path
 
 

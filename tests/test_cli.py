@@ -32,7 +32,7 @@ def command(*words, cwd=ROOT, **environment):
 
 def copy_of_the_program(folder):
     """What a stranger has who has prepared nothing: the program, its presets and README."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("[cdh]*/*.py"), ROOT / "README.md"]:  # config, data, docs, huggingface
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[cdhp]*/*.py"), ROOT / "README.md"]:  # config, data, pictures, ...
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)

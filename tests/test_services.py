@@ -217,7 +217,7 @@ def test_a_service_that_does_not_start_ends_the_run_before_anything_is_written(t
     wandb.fault = failing("init", RuntimeError("timed out\nwhile retrying: no such host"))
     message = refused(train.main, *run(wandb_log=True))
     reason = "wandb does not start (RuntimeError: timed out while retrying: no such host)"
-    assert message.endswith(f".py: {reason}; try wandb login, or --wandb_log=False\n")
+    assert message.endswith(f": {reason}; try wandb login, or --wandb_log=False\n")
     assert {path.name: path.stat().st_mtime_ns for path in Path("out").iterdir()} == before
 
 
