@@ -136,6 +136,7 @@ def test_tokens_on_a_picture_can_be_written():
     ranks = [bytes([n]) for n in range(256)] + [b"th", b" th", "ção".encode(), b"\xc3\xa7\xc3"]
     tokens, rows = token_rows(bpe_tokenizer(ranks))
     assert rows[-4:-1] == [256, 257, 258] and b"\xff" not in tokens and b"\xc3\xa7\xc3" not in tokens
+    assert b"a" in tokens and b" " in tokens and not {b"#", b"\t"} & set(tokens)  # which a text may never have had
 
 
 def test_highlights_are_characters_ranges_and_positions():
