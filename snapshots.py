@@ -4,6 +4,7 @@ out_dir/snapshots/00000100.npz has the embeddings after 100 steps; metrics.jsonl
 throws no dice and writes to nothing that the run reads: the run is the same with it and without.
 """
 
+import contextlib
 import math
 import zipfile
 from pathlib import Path
@@ -93,20 +94,32 @@ class Look:
         return {name: value for name, value in {**values, **self.activations}.items() if math.isfinite(value)}
 
 
+@contextlib.contextmanager
+def listening(modules, hear):
+    """While the body runs, hear(module, inputs) is called before each forward of the modules."""
+    handles = [module.register_forward_pre_hook(hear) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
+def streams(model, idx):
+    """The residual stream as each block finds it, and as the last one leaves it: L + 1 tensors (B, T, C)."""
+    found = []
+    with listening([*model.h, model.ln_f], lambda module, inputs: found.append(inputs[0])):
+        model(idx)
+    return found
+
+
 def activations(model, x):
     """{activation_rms/layer: number} of a batch, without dropout: of the embedding and of each block."""
-    stream = []
-    hooks = [model.h[0].register_forward_pre_hook(lambda block, inputs: stream.append(inputs[0]))]
-    hooks += [block.register_forward_hook(lambda block, inputs, output: stream.append(output)) for block in model.h]
     training = model.training
     try:
-        model.eval()(x)
+        found = streams(model.eval(), x)
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
     names = ["embedding", *(f"h.{layer}" for layer in range(len(model.h)))]
-    return {
-        f"activation_rms/{name}": t.float().square().mean().sqrt().item() for name, t in zip(names, stream, strict=True)
-    }
+    return {f"activation_rms/{n}": t.float().square().mean().sqrt().item() for n, t in zip(names, found, strict=True)}

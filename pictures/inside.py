@@ -5,7 +5,6 @@ The model's own modules compute it, while hooks listen to what goes into them; a
 Shapes: B rows, T tokens, C channels, L layers, nh heads, V vocabulary, N tokens of the tokenizer (V has padding then).
 """
 
-import contextlib
 import math
 
 import torch
@@ -17,6 +16,7 @@ from data.tokenizer import prompt_ids
 from evaluate import windows
 from generation import distribution, next_token
 from model import soft_cap
+from snapshots import listening, streams
 
 LONGEST = 1024  # tokens of a window in which heads are watched: T x T weights of every head must have room
 MOST = 2**14  # tokens of a text that heads are watched over: their habits show long before
@@ -31,17 +31,6 @@ def read(source, text):
     """
     model, tokenizer, _ = weights.to_speak(source)
     return model, tokenizer, torch.tensor(prompt_ids(tokenizer, given_text(text, "text"), "text").tolist())
-
-
-@contextlib.contextmanager
-def listening(modules, hear):
-    """While the body runs, hear(module, inputs) is called before each forward of the modules."""
-    handles = [module.register_forward_pre_hook(hear) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -62,15 +51,6 @@ def attention(model, idx, summary=lambda weights: weights):
         found.append(summary(scores.softmax(dim=-1)))
 
     with listening([block.attn for block in model.h], hear):
-        model(idx)
-    return found
-
-
-@torch.no_grad()
-def streams(model, idx):
-    """The residual stream as each block finds it, and as the last one leaves it: L + 1 tensors (B, T, C)."""
-    found = []
-    with listening([*model.h, model.ln_f], lambda module, inputs: found.append(inputs[0])):
         model(idx)
     return found
 
