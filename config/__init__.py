@@ -20,16 +20,8 @@ from pathlib import Path
 
 from config.values import checked, convert, describe, option_types, to_repr
 
-PATHS = (
-    "out_dir",
-    "out",
-    "init_from",
-    "input",
-    "val_input",
-    "to",
-    "results",
-    "peer",
-)  # in which ~ is the user's folder
+# In these, ~ is the user's folder.
+PATHS = ("out_dir", "out", "init_from", "input", "val_input", "to", "results", "peer")
 LARGEST = 2**53  # of integers: sizes near 2**63 overflow in torch and NumPy; a seed is no size, and may be larger
 
 
