@@ -25,6 +25,7 @@ from config import ConfigError
 from data import DataError, in_utf8
 from data.dataset import Dataset, dataset_path
 from data.text import Text, cut_between_words, find_files
+from data.tokenizer import characters_in
 from memory import memory_guard
 from model import IGNORE, DeviceError, pick_device, pick_dtype
 
@@ -155,7 +156,7 @@ def batched(windows, batch_size):
 def token_sizes(tokenizer):
     """What each token adds to a text, int64 (V, 3): itself, its UTF-8 bytes, the characters that begin in it."""
     tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
-    return np.array([[1, len(token), sum(byte & 0xC0 != 0x80 for byte in token)] for token in tokens])
+    return np.array([[1, len(token), characters_in(token)] for token in tokens])
 
 
 class Tally:

@@ -104,6 +104,11 @@ def code_points(text):
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
+def characters_in(token):
+    """How many characters begin in a token's bytes: UTF-8 marks the bytes that only go on."""
+    return sum(byte & 0xC0 != 0x80 for byte in token)
+
+
 def decode(tokenizer, ids):
     """ids -> text; bytes that are no UTF-8, as a BPE model can produce, show as U+FFFD."""
     return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")

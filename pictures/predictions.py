@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from data import DataError
+from data.tokenizer import characters_in
 from generation import Sampling
 from pictures import BLUE, ORANGE, RED, WHITE_SPACE, inside, label, labels, picture, quoted, shortened
 
@@ -117,8 +118,7 @@ def surprises(path, source, text, show=False):
     if shown < 2:
         raise DataError("text= has one token, and the first one is never predicted; give a longer text")
     bits = inside.surprise(model, ids[:shown]).numpy()
-    # A character begins with a byte that goes on no other.
-    characters = sum(byte & 0xC0 != 0x80 for token in tokens[1:shown] for byte in token)
+    characters = sum(map(characters_in, tokens[1:shown]))
     guess, lines = math.log2(tokenizer.vocab_size), places[-1][0] + 1
     height, width = lines * LINE + 1.3, COLUMNS * ADVANCE
     with picture(path, WIDTH, height, show) as figure:

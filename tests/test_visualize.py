@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +240,7 @@ def test_what_cannot_be_drawn_is_one_message(trained, run, refused, monkeypatch,
 
 
 def test_without_scikit_learn_the_message_installs_it(trained, refused, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.manifold", None)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     message = refused(visualize.main, "embeddings", "out", "--method=tsne")
     assert "python -m pip install scikit-learn==1.9.1" in message
     with pytest.raises(ConfigError):
