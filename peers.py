@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from contenders import Contender, Process, SeuGPT
+from evaluate import summed_loss
 from model import IGNORE, pick_dtype
 from optimizer import learning_rate
 
@@ -35,18 +36,13 @@ class Peer(Contender):
         self.optimizer.zero_grad(set_to_none=True)
         self.index += 1
 
-    @torch.no_grad()
     def evaluate(self):
         """Mean loss over the whole validation split."""
         self.model.eval()
-        total, count = 0.0, 0
-        for x, y in self.dataset.evaluation_batches("val", 0, 64, self.config.block_size):
-            with self.autocast:
-                loss = self.loss(torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device))
-            tokens = int((y != IGNORE).sum())
-            total, count = total + loss.item() * tokens, count + tokens
+        batches = self.dataset.evaluation_batches("val", 0, 64, self.config.block_size)
+        total = summed_loss(lambda x, y: (None, self.loss(x, y)), batches, self.device, self.autocast)
         self.model.train()
-        return total / count
+        return (total[0] / total[1]).item()
 
 
 class NanoGPT(Peer):
