@@ -4,17 +4,15 @@
     python bench.py race --config=config/fast_shakespeare_char_cpu.py --target=1.898 --seeds=3
     python bench.py decode config/quickstart.py --peer=PATH_TO_NANOGPT
     python bench.py prepare --input=book.txt --repeat=100
+    python bench.py run config/train_shakespeare_char.py --peer=PATH_TO_NANOGPT
     python bench.py suite --smoke
 
-step and decode take train.py's options too. Absolute times drift on a shared machine; the ratios of runs in turn count.
+step, decode and run take train.py's options too. Times drift on a shared machine; the ratios of runs in turn count.
 """
 
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +21,10 @@ import torch
 
 import config
 from checkpoint import CheckpointError
+from commands import prepare, run
 from config import ConfigError
 from contenders import Process, run_of
 from data import DataError
-from data.corpora import obtain
 from hardware import copy_bandwidth, matmul_flops, peak_flops, record, spread
 from memory import memory_guard
 from model import DeviceError, ModelConfig, pick_device
@@ -96,6 +94,15 @@ class PrepareBench(Bench):
     def problems(self):
         wrong = self.input is not None and not Path(self.input).is_file()
         return super().problems() + ([f"input={self.input} is no file"] if wrong else [])
+
+
+@dataclass(frozen=True)
+class RunBench(WithPeer):
+    rounds: Annotated[int, "runs of each contender, whose median is told"] = 3
+
+    def problems(self):
+        wrong = "peer=transformers has no train.py to run; run takes the folder of nanoGPT's source"
+        return super().problems() + ([wrong] if self.peer == "transformers" else [])
 
 
 @dataclass(frozen=True)
@@ -181,31 +188,10 @@ def decode(options, model_config, train_config):
         process.close()
 
 
-def prepare(options):
-    """Megabytes per second of prepare.py as a whole, its start included, for each tokenizer."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "text.txt"
-        if options.input is None:
-            obtain("python_docs", path)
-        size = path.write_bytes(Path(options.input or path).read_bytes() * options.repeat)
-        for tokenizer in options.tokenizer:
-            seconds, given = [], [f"--input={path}", f"--tokenizer={tokenizer}"]
-            command = [sys.executable, Path(__file__).with_name("prepare.py"), "bench", *given]
-            for _ in range(options.rounds):
-                began = time.perf_counter()
-                done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-                seconds.append(time.perf_counter() - began)
-                if done.returncode:
-                    raise ConfigError(done.stderr.strip())
-            speed = size / statistics.median(seconds) / 1e6
-            print(f"{tokenizer}: {speed:.1f} MB/s ({size / 1e6:.0f} MB in {spread(seconds, '.2f')} s)")
-            result = {"bench": "prepare", "tokenizer": tokenizer, "mb_per_s": speed, "bytes": size}
-            record(options.results, torch.device("cpu"), **result, rounds_s=seconds)
-
-
 GPU_SUITE = (
     "step config/train_shakespeare_char.py",
     "step config/train_gpt2.py --dataset=shakespeare_char --gradient_accumulation_steps=1 --batch_size=32",
+    "run config/train_shakespeare_char.py --rounds=1",
     "race --config=config/fast_shakespeare_char.py --target=1.4697 --interval=50",
     "decode config/train_gpt2.py --dataset=shakespeare_char --rows=1 --rows=64 --rounds=3",
 )
@@ -214,6 +200,7 @@ SMOKE_SUITE = (
     "race --config='config/quickstart.py --max_iters=2 --device=cpu' --target=0.1 --interval=1 --seeds=1",
     "decode config/quickstart.py --n_layer=1 --device=cpu --rows=2 --tokens=3 --rounds=1",
     "prepare --tokenizer=char --rounds=1",
+    "run config/quickstart.py --max_iters=1 --eval_iters=1 --device=cpu --rounds=1",
 )
 
 
@@ -221,7 +208,8 @@ def suite(options):
     """All that docs/SPEED.md says of a GPU; or with smoke=True every path, tiny, on the CPU."""
     for line in SMOKE_SUITE if options.smoke else GPU_SUITE:
         print(f"== bench.py {line}", flush=True)
-        passed = {"results": options.results, "peer": None if line.startswith("prepare") else options.peer}
+        alone = line.startswith("prepare") or (line.startswith("run") and options.peer == "transformers")
+        passed = {"results": options.results, "peer": None if alone else options.peer}
         main([*shlex.split(line), *(f"--{name}={value}" for name, value in passed.items() if value)])
 
 
@@ -230,6 +218,7 @@ COMMANDS = {
     "race": (race, RaceBench),
     "decode": (decode, DecodeBench, ModelConfig, TrainConfig),
     "prepare": (prepare, PrepareBench),
+    "run": (run, RunBench, ModelConfig, TrainConfig),
     "suite": (suite, SuiteBench),
 }
 
@@ -241,9 +230,9 @@ def main(argv=None):
             return print(__doc__)
         if name not in COMMANDS:
             raise ConfigError(f"{name} is none of {', '.join(COMMANDS)}; see python bench.py --help")
-        run, *classes = COMMANDS[name]
+        measure, *classes = COMMANDS[name]
         with memory_guard("a smaller model or batch, as in --batch_size=1"):
-            run(*config.Options(rest, *classes, description=run.__doc__).build())
+            measure(*config.Options(rest, *classes, description=measure.__doc__).build())
 
 
 if __name__ == "__main__":

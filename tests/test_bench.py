@@ -47,12 +47,27 @@ class GPT(torch.nn.Module):
         return idx
 """
 
+# As much of its train.py: it reads the options from a file, and the tokens and the vocabulary's size from its data.
+PEER_TRAIN = """
+import os, pickle, sys
+out_dir, dataset, device, compile, always_save_checkpoint, n_layer, max_iters = "", "", "", True, True, 12, 600000
+exec(open("configurator.py").read())
+assert (device, compile, always_save_checkpoint) == ("cpu", False, False), "not as it was told"
+with open(os.path.join("data", dataset, "meta.pkl"), "rb") as file:
+    print("vocabulary", pickle.load(file)["vocab_size"])
+assert all(os.path.getsize(os.path.join("data", dataset, f"{split}.bin")) > 1000 for split in ("train", "val"))
+if n_layer > 1:
+    sys.exit("no room for so many layers")
+print(f"step 0: train loss 9.0000, val loss 8.0000\\nstep {max_iters}: train loss 1.2500, val loss 2.5000")
+"""
+
 
 @pytest.fixture
 def docs(workspace):
     prepare.main(["python_docs"])
     (workspace / "peer").mkdir()
-    (workspace / "peer" / "model.py").write_text(PEER)
+    for name, text in {"model": PEER, "train": PEER_TRAIN, "configurator": "exec(open(sys.argv[1]).read())"}.items():
+        (workspace / "peer" / f"{name}.py").write_text(text)
     (workspace / "quick.py").write_text("dataset = 'python_docs'\ngradient_accumulation_steps = 1\n")
     return workspace
 
@@ -64,8 +79,8 @@ def results(path="results.jsonl"):
 def test_the_smoke_suite_measures_everything(docs, capsys, monkeypatch):
     (docs / "config").symlink_to(Path(bench.__file__).parent / "config")
     bench.main(["suite", "--smoke", "--results=results.jsonl"])
-    step, race, decode, prepared = results()
-    assert [r["bench"] for r in (step, race, decode, prepared)] == ["step", "race", "decode", "prepare"]
+    step, race, decode, prepared, run = results()
+    assert [r["bench"] for r in results()] == ["step", "race", "decode", "prepare", "run"]
     for result in results():
         assert result["versions"]["torch"] and result["device"] and result["command"].startswith("python ")
     assert step["step_ms"] > step["floor_ms"] > 0 and step["peak_memory_bytes"] > 1e7
@@ -73,6 +88,7 @@ def test_the_smoke_suite_measures_everything(docs, capsys, monkeypatch):
     assert race["steps"] is None and [h[0] for h in race["history"]] == [1, 2]
     assert decode["tokens_per_s"] > 0 and decode["prefill_ms"] > 0
     assert prepared["bytes"] > 400_000 and prepared["mb_per_s"] > 0
+    assert run["seconds"] > 0 and 0 < run["loss"] < 10
     assert "NOT REACHED" in capsys.readouterr().out
 
 
@@ -112,10 +128,23 @@ def test_a_race_ends_when_the_whole_validation_split_reaches_the_target(docs, ca
     assert lines[0]["loss"] != lines[2]["loss"]
 
 
+def test_whole_runs_of_train_py_are_measured_in_turn(docs, capsys):
+    """nanoGPT is told the same options, reads the same tokens and nothing is left in its folder or in ours."""
+    before = sorted(docs.rglob("*"))
+    short = ["--compile=False", "--max_iters=4", "--eval_interval=2", "--eval_iters=1", "--dropout=0.1"]
+    bench.main(["run", "quick.py", *QUICK, *short, "--peer=peer", "--rounds=2", "--results=results.jsonl"])
+    ours, theirs = results()
+    assert (ours["contender"], theirs["contender"]) == ("seuGPT", "nanoGPT")
+    assert theirs["loss"] == 2.5 and 1 < ours["loss"] < 7 and min(ours["rounds"] + theirs["rounds"]) > 0
+    assert theirs["ratios"] == [t / o for t, o in zip(theirs["rounds"], ours["rounds"], strict=True)]
+    assert "times ours; last loss 2.5000" in capsys.readouterr().out
+    assert sorted(docs.rglob("*")) == sorted([*before, docs / "results.jsonl"])
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["foo"], ["foo is none of step, race, decode, prepare, suite"]),
+        (["foo"], ["foo is none of step, race, decode, prepare, run, suite"]),
         (["step", "quick.py", "--rounds=0", "--steps=-1"], ["rounds=0", "steps=-1"]),
         (["step", "quick.py", "--peer=nowhere"], ["peer=nowhere", "transformers"]),
         (["race", "--target=1.9"], ["--config=FILE"]),
@@ -127,6 +156,12 @@ def test_a_race_ends_when_the_whole_validation_split_reaches_the_target(docs, ca
         (["decode", "quick.py", "--rows=x"], ["rows=x"]),
         (["prepare", "--input=nothing.txt"], ["input=nothing.txt"]),
         (["prepare", "--tokenizer=foo", "--rounds=1"], ["tokenizer=foo"]),
+        (["run", "quick.py", "--peer=transformers"], ["peer=transformers has no train.py"]),
+        (["run", "quick.py", "--dataset=elsewhere", "--peer=peer"], ["data/elsewhere", "python prepare.py"]),
+        (
+            ["run", "quick.py", *QUICK, "--max_iters=1", "--compile=False", "--n_layer=2", "--rounds=1", "--peer=peer"],
+            ["peer/train.py failed", "no room for so many layers"],
+        ),
         (["step", "quick.py", "--dataset=elsewhere"], ["data/elsewhere", "python prepare.py"]),
     ],
 )

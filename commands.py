@@ -1,0 +1,101 @@
+"""How long whole commands take, from their start to their end: prepare.py, and train.py beside nanoGPT's."""
+
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from config import ConfigError, to_source
+from data.corpora import obtain
+from data.dataset import Dataset, dataset_path
+from hardware import record, spread
+from model import pick_device
+from peers import ratios
+
+HERE = Path(__file__).parent
+# What nanoGPT's train.py can be told, beside the data, the device and the folder.
+NANOGPT_OPTIONS = (
+    *("eval_interval", "log_interval", "eval_iters", "gradient_accumulation_steps", "batch_size", "block_size"),
+    *("n_layer", "n_head", "n_embd", "dropout", "bias", "learning_rate", "max_iters", "weight_decay"),
+    *("beta1", "beta2", "grad_clip", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr"),
+)
+
+
+def timed(command, folder="."):
+    """Run a command in a folder. Returns (seconds, what it printed). Raises ConfigError where it fails."""
+    began = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise ConfigError(f"{command[1]} failed: {done.stderr.strip()[-2000:]}")
+    return seconds, done.stdout
+
+
+def prepare(options):
+    """Megabytes per second of prepare.py as a whole, its start included, for each tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.txt"
+        if options.input is None:
+            obtain("python_docs", path)
+        size = path.write_bytes(Path(options.input or path).read_bytes() * options.repeat)
+        for tokenizer in options.tokenizer:
+            command = [sys.executable, HERE / "prepare.py", "bench", f"--input={path}", f"--tokenizer={tokenizer}"]
+            seconds = [timed(command, folder)[0] for _ in range(options.rounds)]
+            speed = size / statistics.median(seconds) / 1e6
+            print(f"{tokenizer}: {speed:.1f} MB/s ({size / 1e6:.0f} MB in {spread(seconds, '.2f')} s)")
+            result = {"bench": "prepare", "tokenizer": tokenizer, "mb_per_s": speed, "bytes": size}
+            record(options.results, torch.device("cpu"), **result, rounds_s=seconds)
+
+
+def our_run(folder, model_config, train_config):
+    """The command that makes the run, with all that it writes in the folder; and where to call it."""
+    options = replace(train_config, out_dir=str(folder / "out"))
+    (folder / "run.py").write_text(to_source(model_config, options), encoding="utf-8")
+    return [sys.executable, HERE / "train.py", folder / "run.py"], "."
+
+
+def nanogpt_run(folder, source, model_config, train_config):
+    """The same for nanoGPT, from its source: GPT-2's architecture at our sizes, on our tokens. Raises ConfigError."""
+    data = dataset_path(train_config.dataset)
+    dataset = Dataset(data)
+    if not (data / "train.bin").is_file() or dataset.tokenizer.vocab_size > 2**16:
+        raise ConfigError(f"nanoGPT cannot read {data}: it needs train.bin and val.bin, with ids of 16 bits")
+    (folder / "data" / data.name).mkdir(parents=True)
+    for split in ("train", "val"):
+        (folder / "data" / data.name / f"{split}.bin").symlink_to((data / f"{split}.bin").resolve())
+    meta = {"vocab_size": model_config.vocab_size or dataset.tokenizer.vocab_size}
+    (folder / "data" / data.name / "meta.pkl").write_bytes(pickle.dumps(meta))  # its train.py reads the size there
+    (folder / "configurator.py").symlink_to(Path(source, "configurator.py").resolve())  # found in the current folder
+    device = pick_device(train_config.device)
+    given = {**vars(model_config), **vars(train_config)}
+    given = {name: given[name] for name in NANOGPT_OPTIONS} | {"dataset": data.name, "device": device.type}
+    given |= {"compile": train_config.compiles(device), "always_save_checkpoint": False, "out_dir": "out"}
+    (folder / "run.py").write_text("".join(f"{k} = {v!r}\n" for k, v in given.items()), encoding="utf-8")
+    return [sys.executable, Path(source, "train.py").resolve(), "run.py"], folder
+
+
+def run(options, model_config, train_config):
+    """Seconds of a whole run of train.py: its start, compilation, evaluations and checkpoints included."""
+    makers = {"seuGPT": our_run}
+    if options.peer:
+        makers["nanoGPT"] = partial(nanogpt_run, source=options.peer)
+    seconds, losses = {name: [] for name in makers}, {}
+    for _ in range(options.rounds):
+        for name, make in makers.items():
+            with tempfile.TemporaryDirectory() as folder:
+                took, printed = timed(*make(Path(folder), model_config=model_config, train_config=train_config))
+            seconds[name].append(took)
+            losses[name] = float(re.findall(r"^step \d+: train loss .*val\w* loss ([\d.]+)", printed, re.MULTILINE)[-1])
+    for name, rounds in seconds.items():
+        times = ratios(rounds, seconds["seuGPT"])
+        print(f"{name}: {spread(rounds, '.1f')} s, {spread(times, '.2f')} times ours; last loss {losses[name]:.4f}")
+        result = {"seconds": statistics.median(rounds), "rounds": rounds, "ratios": times, "loss": losses[name]}
+        record(options.results, pick_device(train_config.device), bench="run", contender=name, **result)
