@@ -147,45 +147,45 @@ class KVCache:
     sees the last L. Rows shorter than the longest are padded on the left.
     """
 
-    FAR = 2**30  # the position of padding and of empty slots: later than every token, so that none sees it
-
     def __init__(self, config, batch_size, length, like):
         """For up to `length` tokens at a time, on the device and in the dtype of the tensor `like`."""
         self.length, shape = length, (batch_size, config.kv_heads, length, config.head_size)
-        self.keys = [like.new_zeros(shape) for _ in range(config.n_layer)]
-        self.values = [like.new_zeros(shape) for _ in range(config.n_layer)]
-        self.positions = torch.full((batch_size, length), self.FAR, device=like.device)  # of each slot's token
+        self.keys, self.values = ([like.new_zeros(shape) for _ in range(config.n_layer)] for _ in range(2))
+        self.slot_mask = like.new_empty((batch_size, 1, 1, length))  # 0: a token, -inf: padding, or nothing yet
         self.seen = torch.zeros(1, dtype=torch.long, device=like.device)  # a tensor: a captured step can count it
         self.padding = torch.zeros((batch_size, 1), dtype=torch.long, device=like.device)
-        self.visible, self.hidden = like.new_tensor(0.0), like.new_tensor(-torch.inf)
+        self.reset(0)
 
     def reset(self, padding):
-        """Forget everything, and expect rows with so many tokens of padding, (B, 1); the memory stays."""
-        self.positions.fill_(self.FAR)
+        """Forget everything, and expect rows with so many tokens of padding, (B, 1) or one number; the memory stays."""
+        self.slot_mask.fill_(-torch.inf)
         self.seen.zero_()
-        self.padding.copy_(padding)
+        self.padding[:] = padding
 
     def advance(self, T):
         """Take in T more tokens, 1 or as many as fit into an empty cache. Returns their positions, (B, T).
 
-        `mask` then says what they see, (B, 1, T, L): 0 where the slot's token is not later, -inf where it is.
+        `mask` then says what they see, 0, and what not, -inf: of all slots, (B, 1, 1, L), or of each other where T > 1.
         """
         numbers = self.seen if T == 1 else self.seen + torch.arange(T, device=self.seen.device)  # (T,)
-        positions = numbers - self.padding  # (B, T)
-        if T > 1:  # padding stands before the prompt alone
-            positions = positions.masked_fill(positions < 0, self.FAR)
-        self.slots = numbers % self.length
-        self.positions.index_copy_(1, self.slots, positions)
-        later = self.positions[:, None, None, :] > positions[:, None, :, None]
-        self.mask = torch.where(later, self.hidden, self.visible)
+        positions, self.slots = numbers - self.padding, numbers % self.length  # (B, T) and (T,)
+        if T == 1:  # whatever lies in the slots is earlier
+            self.mask = self.slot_mask.index_fill_(3, self.slots, 0)
+        else:  # padding, before position 0, counts as later than every token, so that none sees it
+            order = positions.where(positions >= 0, self.length)
+            later = order[:, None, None, :] > order[:, None, :, None]  # (B, 1, T, T)
+            self.mask = self.slot_mask.new_zeros(later.shape).masked_fill_(later, -torch.inf)
+            self.slot_mask[..., :T] = self.mask[:, :, -1:]
+            positions = positions.clamp(min=0)
         self.seen += T
         return positions
 
     def update(self, layer, k, v):
-        """Store k and v (B, nkv, T, hs). Returns the layer's whole keys and values, (B, nkv, L, hs)."""
-        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
-            stored.index_copy_(2, self.slots, new.type_as(stored))
-        return self.keys[layer], self.values[layer]
+        """Store k and v (B, nkv, T, hs). Returns the keys and values that `mask` is about."""
+        stored = self.keys[layer], self.values[layer]
+        for slots, new in zip(stored, (k, v), strict=True):
+            slots.index_copy_(2, self.slots, new.type_as(slots))
+        return stored if k.shape[2] == 1 else (k, v)
 
 
 def attention(q, k, v, mask, dropout):
@@ -315,7 +315,7 @@ class GPT(nn.Module):
         if self.wpe is None:
             turn = rotation(positions, self.config.head_size, self.config.rope_base)
         else:
-            x = x + self.wpe(positions.clamp(max=self.config.block_size - 1))  # padding is FAR, and seen by none
+            x = x + self.wpe(positions)
         x = self.drop(x)
         for block in self.h:
             x = block(x, turn, cache)

@@ -267,8 +267,7 @@ class Trainer:
 
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
-        # Eager, also where the model is compiled: it was compiled for whole batches.
-        with self.autocast, torch.compiler.set_stance("force_eager"):
+        with self.autocast:
             prompt = self.dataset.ids["val"][:1].tolist()
             return short_sample(self.bare, self.dataset.tokenizer, prompt, self.options.seed)
 

@@ -230,6 +230,31 @@ def test_a_decoder_forgets_the_batch_before():
     assert torch.equal(first, torch.stack(list(generate(decoder, [[1, 2], [3]], 20, V, GREEDY))))
 
 
+def test_a_decoder_leaves_the_model_as_it_was():
+    """Its shortcuts were once written into the model's own modules, for whoever used them next."""
+    net = make_model(**MODERN)
+    before = [dict(vars(module)) for module in net.modules()]
+    written(net, [[1]], 3)
+    assert all(vars(module).keys() == names.keys() for module, names in zip(net.modules(), before, strict=True))
+
+
+def test_a_decoder_has_the_models_weights_and_not_a_copy_of_them():
+    net = make_model(**MODERN)
+    decoder = Decoder(net, 1, 8)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1.7)
+    logits = decoder.prefill([torch.tensor([1, 2, 3])])
+    torch.testing.assert_close(logits, net(torch.tensor([[1, 2, 3]]))[0])
+
+
+def test_a_model_that_is_compiled_for_training_writes_uncompiled():
+    """It was compiled for whole batches; a sample in between would compile it again, for one token."""
+    net = make_model()
+    net.compile(backend=lambda graph, inputs: pytest.fail("it was compiled"))
+    assert len(written(net, [[1]], 3)[0]) == 3
+
+
 def test_a_compiled_step_writes_the_same():
     net = make_model(**MODERN)
     decoder = Decoder(net, 2, 8, compile=True)
