@@ -68,6 +68,13 @@ def decodes(results):
     return table(["peer", "`--compile`", "rows", "its tokens/s", "ours", "ratio", "our floor"], rows)
 
 
+def whole_runs(results):
+    rows = [
+        [r["contender"], spread(r["rounds"], ".1f"), spread(r["ratios"], ".2f"), f"{r['loss']:.4f}"] for r in results
+    ]
+    return table(["whole command", "seconds", "times ours", "its last validation loss (20 batches)"], rows)
+
+
 def prepares(results):
     rows = [[r["tokenizer"], f"{r['bytes'] / 1e6:.0f}", f"{r['mb_per_s']:.1f}"] for r in results]
     return table(["`--tokenizer`", "MB of text", "MB/s"], rows)
@@ -116,6 +123,7 @@ def main():
         "step": steps([r for r in cpu if r["bench"] == "step"]),
         "race": races([r for r in cpu if r["bench"] == "race"]),
         "decode": decodes([r for r in cpu if r["bench"] == "decode"]),
+        "run": whole_runs([r for r in cpu if r["bench"] == "run"]),
         "prepare": prepares([r for r in cpu if r["bench"] == "prepare"]),
         "ladder": ladder(read("ladder.jsonl")),
         "size": costs(size),
