@@ -1,6 +1,7 @@
 """The benchmarks run, measure what they say, and refuse what cannot be measured. No test asks how fast anything is."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -90,6 +91,17 @@ def test_the_smoke_suite_measures_everything(docs, capsys, monkeypatch):
     assert prepared["bytes"] > 400_000 and prepared["mb_per_s"] > 0
     assert run["seconds"] > 0 and 0 < run["loss"] < 10
     assert "NOT REACHED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", bench.GPU_SUITE)
+def test_every_line_of_the_suite_can_be_read_without_a_gpu(line, monkeypatch):
+    """A slip there would show on a lent GPU, whose minutes are few."""
+    monkeypatch.chdir(Path(bench.__file__).parent)
+    name, *rest = shlex.split(line)
+    _, *classes = bench.COMMANDS[name]
+    options, *configs = bench.config.Options(rest, *classes, description="").build()
+    configs += [part for text in getattr(options, "config", ()) for part in bench.run_of(text, 0)]
+    assert [type(part).__name__ for part in configs] == ["ModelConfig", "TrainConfig"]
 
 
 def test_nanogpt_runs_beside_us_and_its_place_is_not_written_down(docs, capsys, monkeypatch):
