@@ -11,6 +11,7 @@ step, decode and run take train.py's options too. Times drift on a shared machin
 """
 
 import shlex
+import signal
 import statistics
 import sys
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ class WithPeer(Bench):
     peer: Annotated[str | None, "transformers, or the folder of nanoGPT's source: measured in turn with us"] = None
 
     def problems(self):
-        known = self.peer in (None, "transformers") or (Path(self.peer) / "model.py").is_file()
-        wrong = f"peer={self.peer} is neither transformers nor a folder with nanoGPT's model.py"
+        files = ("model.py", "train.py", "configurator.py")  # the last is nanoGPT's alone
+        known = self.peer in (None, "transformers") or all(Path(self.peer, file).is_file() for file in files)
+        wrong = f"peer={self.peer} is neither transformers nor a folder with nanoGPT's {', '.join(files)}"
         return super().problems() + ([] if known else [wrong])
 
 
@@ -98,6 +100,7 @@ class PrepareBench(Bench):
 
 @dataclass(frozen=True)
 class RunBench(WithPeer):
+    peer: Annotated[str | None, "the folder of nanoGPT's source: its train.py is run in turn with ours"] = None
     rounds: Annotated[int, "runs of each contender, whose median is told"] = 3
 
     def problems(self):
@@ -236,4 +239,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what it has started ends with it
     main()

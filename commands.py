@@ -35,7 +35,8 @@ def timed(command, folder="."):
     done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise ConfigError(f"{command[1]} failed: {done.stderr.strip()[-2000:]}")
+        last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
+        raise ConfigError(f"{command[1]} failed, with the exit code {done.returncode}: {last[0]}")
     return seconds, done.stdout
 
 
@@ -55,47 +56,67 @@ def prepare(options):
             record(options.results, torch.device("cpu"), **result, rounds_s=seconds)
 
 
-def our_run(folder, model_config, train_config):
-    """The command that makes the run, with all that it writes in the folder; and where to call it."""
-    options = replace(train_config, out_dir=str(folder / "out"))
+def our_command(folder, model_config, train_config):
+    """The command of the run, with all that it writes in the folder; and where to call it."""
+    options = replace(train_config, out_dir=str(folder / "out"), wandb_log=False)
     (folder / "run.py").write_text(to_source(model_config, options), encoding="utf-8")
     return [sys.executable, HERE / "train.py", folder / "run.py"], "."
 
 
-def nanogpt_run(folder, source, model_config, train_config):
+def nanogpt_command(folder, source, model_config, train_config):
     """The same for nanoGPT, from its source: GPT-2's architecture at our sizes, on our tokens. Raises ConfigError."""
     data = dataset_path(train_config.dataset)
     dataset = Dataset(data)
     if not (data / "train.bin").is_file() or dataset.tokenizer.vocab_size > 2**16:
         raise ConfigError(f"nanoGPT cannot read {data}: it needs train.bin and val.bin, with ids of 16 bits")
-    (folder / "data" / data.name).mkdir(parents=True)
-    for split in ("train", "val"):
-        (folder / "data" / data.name / f"{split}.bin").symlink_to((data / f"{split}.bin").resolve())
+    theirs = folder / "data" / data.name
+    theirs.mkdir(parents=True)
+    for split in ("train.bin", "val.bin"):
+        (theirs / split).symlink_to((data / split).resolve())
     meta = {"vocab_size": model_config.vocab_size or dataset.tokenizer.vocab_size}
-    (folder / "data" / data.name / "meta.pkl").write_bytes(pickle.dumps(meta))  # its train.py reads the size there
+    (theirs / "meta.pkl").write_bytes(pickle.dumps(meta))  # where its train.py looks for it
     (folder / "configurator.py").symlink_to(Path(source, "configurator.py").resolve())  # found in the current folder
     device = pick_device(train_config.device)
     given = {**vars(model_config), **vars(train_config)}
-    given = {name: given[name] for name in NANOGPT_OPTIONS} | {"dataset": data.name, "device": device.type}
+    given = {name: given[name] for name in NANOGPT_OPTIONS} | {"dataset": data.name, "device": str(device)}
     given |= {"compile": train_config.compiles(device), "always_save_checkpoint": False, "out_dir": "out"}
-    (folder / "run.py").write_text("".join(f"{k} = {v!r}\n" for k, v in given.items()), encoding="utf-8")
+    given |= {"dtype": train_config.dtype} if train_config.dtype != "auto" else {}
+    (folder / "run.py").write_text("".join(f"{k} = {v!a}\n" for k, v in given.items()), encoding="ascii")
     return [sys.executable, Path(source, "train.py").resolve(), "run.py"], folder
+
+
+def demand_whole_run(options, train_config):
+    """Raise ConfigError where train.py would not train from the start, or nanoGPT would not evaluate when we do."""
+    names = ("eval_only", "report", "measure", "init_from")
+    odd = [f"{n}={v}" for n in names if (v := getattr(train_config, n)) not in (False, "scratch")]
+    if odd:
+        raise ConfigError(f"{', '.join(odd)}: run measures whole runs from scratch; leave that out")
+    steps, interval = train_config.max_iters, train_config.eval_interval
+    if options.peer and (train_config.eval_iters == 0 or steps % interval):
+        raise ConfigError(
+            f"eval_iters={train_config.eval_iters}, eval_interval={interval}, max_iters={steps}: nanoGPT cannot "
+            "evaluate a whole split, and evaluates at its end only where eval_interval divides max_iters"
+        )
 
 
 def run(options, model_config, train_config):
     """Seconds of a whole run of train.py: its start, compilation, evaluations and checkpoints included."""
-    makers = {"seuGPT": our_run}
+    demand_whole_run(options, train_config)
+    makers = {"seuGPT": our_command}
     if options.peer:
-        makers["nanoGPT"] = partial(nanogpt_run, source=options.peer)
-    seconds, losses = {name: [] for name in makers}, {}
+        makers["nanoGPT"] = partial(nanogpt_command, source=options.peer)
+        with tempfile.TemporaryDirectory() as folder:  # what is wrong shows before our run is made
+            makers["nanoGPT"](Path(folder), model_config=model_config, train_config=train_config)
+    seconds = {name: [] for name in makers}
     for _ in range(options.rounds):
         for name, make in makers.items():
             with tempfile.TemporaryDirectory() as folder:
                 took, printed = timed(*make(Path(folder), model_config=model_config, train_config=train_config))
+            step, loss = re.findall(r"^step (\d+): train loss .*val\w* loss (\S+)", printed, re.MULTILINE)[-1]
+            print(f"{name}: {took:.1f} s, validation loss {float(loss):.4f} at step {step}", flush=True)
             seconds[name].append(took)
-            losses[name] = float(re.findall(r"^step \d+: train loss .*val\w* loss ([\d.]+)", printed, re.MULTILINE)[-1])
+            result = {"contender": name, "seconds": took, "steps": int(step), "loss": float(loss)}
+            record(options.results, pick_device(train_config.device), bench="run", **result)
     for name, rounds in seconds.items():
         times = ratios(rounds, seconds["seuGPT"])
-        print(f"{name}: {spread(rounds, '.1f')} s, {spread(times, '.2f')} times ours; last loss {losses[name]:.4f}")
-        result = {"seconds": statistics.median(rounds), "rounds": rounds, "ratios": times, "loss": losses[name]}
-        record(options.results, pick_device(train_config.device), bench="run", contender=name, **result)
+        print(f"{name}: {spread(rounds, '.1f')} s, {spread(times, '.2f')} times ours")

@@ -80,8 +80,9 @@ def machine(device):
 def record(path, device, **result):
     """Append a result to the file, if there is one, as a line of JSON with the machine and the command."""
     if path:
-        given = ["--peer=PATH_TO_NANOGPT" if re.match("--peer=.*/", text) else text for text in sys.argv[1:]]
-        command = "python " + shlex.join([Path(sys.argv[0]).name, *given])
+        typed = "\0".join([Path(sys.argv[0]).name, *sys.argv[1:]]).replace("\0--peer\0", "\0--peer=")
+        typed = re.sub(r"--peer=(?!transformers(\0|$))[^\0]*", "--peer=PATH_TO_NANOGPT", typed)
+        command = "python " + shlex.join(typed.split("\0"))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({**result, **machine(device), "command": command}) + "\n")

@@ -163,7 +163,7 @@ class KVCache:
         self.padding[:] = padding
 
     def advance(self, T):
-        """Take in T more tokens, 1 or as many as fit into an empty cache. Returns their positions, (B, T).
+        """Take in T tokens: 1 more, or the first ones, as many as fit. Returns their positions, (B, T).
 
         `mask` then says what they see, 0, and what not, -inf: of all slots, (B, 1, 1, L), or of each other where T > 1.
         """

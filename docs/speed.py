@@ -69,8 +69,14 @@ def decodes(results):
 
 
 def whole_runs(results):
+    seconds, last = {}, {}
+    for r in results:
+        seconds.setdefault(r["contender"], []).append(r["seconds"])
+        last[r["contender"]] = f"{r['loss']:.4f}, step {r['steps']:,}"
+    ours = seconds.get("seuGPT")
     rows = [
-        [r["contender"], spread(r["rounds"], ".1f"), spread(r["ratios"], ".2f"), f"{r['loss']:.4f}"] for r in results
+        [name, spread(s, ".1f"), spread([a / b for a, b in zip(s, ours, strict=True)], ".2f"), last[name]]
+        for name, s in seconds.items()
     ]
     return table(["whole command", "seconds", "times ours", "its last validation loss (20 batches)"], rows)
 

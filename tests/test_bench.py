@@ -1,16 +1,25 @@
 """The benchmarks run, measure what they say, and refuse what cannot be measured. No test asks how fast anything is."""
 
 import json
+import os
+import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import bench
+import commands
 import prepare
+from model import ModelConfig
 
 QUICK = ["--device=cpu", "--n_layer=1", "--n_embd=32", "--n_head=2", "--block_size=16", "--batch_size=2"]
+ONE_STEP = ["--compile=False", "--max_iters=1", "--eval_interval=1", "--eval_iters=1", "--rounds=1"]
 # As much of nanoGPT's interface as a contender needs, around a model of two layers.
 PEER = """
 from dataclasses import dataclass
@@ -145,12 +154,56 @@ def test_whole_runs_of_train_py_are_measured_in_turn(docs, capsys):
     before = sorted(docs.rglob("*"))
     short = ["--compile=False", "--max_iters=4", "--eval_interval=2", "--eval_iters=1", "--dropout=0.1"]
     bench.main(["run", "quick.py", *QUICK, *short, "--peer=peer", "--rounds=2", "--results=results.jsonl"])
-    ours, theirs = results()
-    assert (ours["contender"], theirs["contender"]) == ("seuGPT", "nanoGPT")
-    assert theirs["loss"] == 2.5 and 1 < ours["loss"] < 7 and min(ours["rounds"] + theirs["rounds"]) > 0
-    assert theirs["ratios"] == [t / o for t, o in zip(theirs["rounds"], ours["rounds"], strict=True)]
-    assert "times ours; last loss 2.5000" in capsys.readouterr().out
+    assert [r["contender"] for r in results()] == ["seuGPT", "nanoGPT"] * 2
+    ours, theirs = results()[:2]
+    assert theirs["loss"] == 2.5 and 1 < ours["loss"] < 7 and min(ours["seconds"], theirs["seconds"]) > 0
+    assert ours["steps"] == theirs["steps"] == 4
+    assert re.search(r"nanoGPT: \d+\.\d s, validation loss 2\.5000 at step 4\n", text := capsys.readouterr().out)
+    assert re.search(r"nanoGPT: [0-9.]+ \([0-9. to]+\) s, [0-9.]+ \([0-9. to]+\) times ours\n$", text)
     assert sorted(docs.rglob("*")) == sorted([*before, docs / "results.jsonl"])
+
+
+def test_a_run_that_diverged_is_told_as_such(docs, capsys):
+    train = docs / "peer" / "train.py"
+    train.write_text(train.read_text(encoding="utf-8").replace("val loss 2.5000", "val loss nan"), encoding="utf-8")
+    bench.main(["run", "quick.py", *QUICK, *ONE_STEP, "--peer=peer"])
+    assert "nanoGPT: " in (text := capsys.readouterr().out) and "validation loss nan at step 1" in text
+
+
+def test_what_is_wrong_with_the_peer_shows_before_our_run_is_made(docs, refused, monkeypatch):
+    monkeypatch.setattr("commands.our_command", lambda *_, **__: pytest.fail("our run was made"))
+    meta = docs / "data" / "python_docs" / "meta.json"
+    meta.write_text(meta.read_text(encoding="utf-8").replace('"uint16"', '"uint64"'), encoding="utf-8")
+    assert "meta.json" in refused(bench.main, "run", "quick.py", *QUICK, *ONE_STEP, "--peer=peer")
+
+
+def test_measured_runs_are_not_logged_to_wandb(tmp_path):
+    _, train_config = bench.run_of("--wandb_log=True", 0)
+    commands.our_command(tmp_path, ModelConfig(), train_config)
+    assert "wandb_log = False" in (tmp_path / "run.py").read_text(encoding="utf-8")
+
+
+def test_nanogpt_is_told_our_device_and_number_format(docs, monkeypatch, tmp_path):
+    monkeypatch.setattr("commands.pick_device", lambda name: torch.device(name))
+    configs = bench.run_of("quick.py --device=cuda:1 --dtype=float16", 0)
+    commands.nanogpt_command(tmp_path / "there", "peer", *configs)
+    told = (tmp_path / "there" / "run.py").read_text(encoding="ascii")
+    assert "device = 'cuda:1'" in told and "dtype = 'float16'" in told and "compile = True" in told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_a_bench_that_is_ended_takes_its_run_along(docs):
+    """The training went on, an orphan, and its folder stayed."""
+    (docs / "temporary").mkdir()
+    command = [sys.executable, bench.__file__, "run", "quick.py", *QUICK, "--compile=False", "--max_iters=1000000"]
+    environment = {**os.environ, "TMPDIR": str(docs / "temporary")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not (logs := list((docs / "temporary").glob("*/out/metrics.jsonl"))):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not logs[0].exists() and not list((docs / "temporary").glob("tmp*"))
 
 
 @pytest.mark.parametrize(
@@ -169,10 +222,15 @@ def test_whole_runs_of_train_py_are_measured_in_turn(docs, capsys):
         (["prepare", "--input=nothing.txt"], ["input=nothing.txt"]),
         (["prepare", "--tokenizer=foo", "--rounds=1"], ["tokenizer=foo"]),
         (["run", "quick.py", "--peer=transformers"], ["peer=transformers has no train.py"]),
-        (["run", "quick.py", "--dataset=elsewhere", "--peer=peer"], ["data/elsewhere", "python prepare.py"]),
+        (["run", "quick.py", "--peer="], ["peer= is neither transformers"]),
+        (["run", "quick.py", "--report", "--init_from=resume"], ["report=True, init_from=resume", "leave that out"]),
+        (["run", "quick.py", "--eval_only"], ["eval_only=True", "leave that out"]),
+        (["run", "quick.py", "--max_iters=3", "--eval_interval=2", "--peer=peer"], ["eval_interval=2, max_iters=3"]),
+        (["run", "quick.py", "--eval_iters=0", "--max_iters=4000", "--peer=peer"], ["eval_iters=0", "a whole split"]),
+        (["run", "quick.py", *ONE_STEP, "--dataset=elsewhere", "--peer=peer"], ["data/elsewhere", "prepare.py"]),
         (
-            ["run", "quick.py", *QUICK, "--max_iters=1", "--compile=False", "--n_layer=2", "--rounds=1", "--peer=peer"],
-            ["peer/train.py failed", "no room for so many layers"],
+            ["run", "quick.py", *QUICK, *ONE_STEP, "--n_layer=2", "--peer=peer"],
+            ["train.py failed, with the exit code 1: no room"],
         ),
         (["step", "quick.py", "--dataset=elsewhere"], ["data/elsewhere", "python prepare.py"]),
     ],
