@@ -56,6 +56,17 @@ def races(results):
     return table(head, rows)
 
 
+def courses(results):
+    """The loss over the whole validation split on the way, one row a run."""
+    steps = [step for step, _, _ in results[0]["history"]]
+    rows = []
+    for r in results:
+        losses = {step: f"{loss:.4f}" for step, _, loss in r["history"]}
+        change = r["contender"].partition("--compile=False")[2].strip()
+        rows.append([f"`{change}`" if change else "the preset", *(losses.get(step, "") for step in steps)])
+    return table(["step", *steps], rows)
+
+
 def decodes(results):
     rows = []
     for ours, theirs in pairwise(results):
@@ -128,6 +139,7 @@ def main():
     tables = {
         "step": steps([r for r in cpu if r["bench"] == "step"]),
         "race": races([r for r in cpu if r["bench"] == "race"]),
+        "preset": courses(read("preset.jsonl")),
         "decode": decodes([r for r in cpu if r["bench"] == "decode"]),
         "run": whole_runs([r for r in cpu if r["bench"] == "run"]),
         "prepare": prepares([r for r in cpu if r["bench"] == "prepare"]),
