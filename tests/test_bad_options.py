@@ -279,7 +279,7 @@ EXPORT = [
 ]
 
 BENCH = [
-    (["stpe"], "stpe is none of step, race, decode, prepare, suite"),
+    (["stpe"], "stpe is none of step, race, decode, prepare, run, suite"),
     (["step", "--stpes=3"], "--stpes=3: no such option; did you mean --steps?"),
     (["step", "--rounds=0", "--n_embd=33", "--n_head=2"], least("rounds", 0, 1), "n_embd=33 must be divisible by"),
     (["step", "--peer=nowhere"], "peer=nowhere is neither transformers nor a folder with nanoGPT's model.py"),
