@@ -26,10 +26,10 @@ from commands import prepare, run
 from config import ConfigError
 from contenders import Process, run_of
 from data import DataError
-from hardware import copy_bandwidth, matmul_flops, peak_flops, record, spread
+from hardware import copy_bandwidth, matmul_flops, peak_flops, ratios, record, spread
 from memory import memory_guard
 from model import DeviceError, ModelConfig, pick_device
-from peers import entries, in_turn, ratios, start
+from peers import entries, in_turn, start
 from train import TrainConfig, TrainingError
 
 

@@ -15,10 +15,10 @@ import torch
 
 from config import ConfigError, to_source
 from data.corpora import obtain
-from data.dataset import Dataset, dataset_path
-from hardware import record, spread
+from data.dataset import Dataset, dataset_path, token_dtype
+from hardware import ratios, record, spread
+from init_from import with_vocabulary
 from model import pick_device
-from peers import ratios
 
 HERE = Path(__file__).parent
 # What nanoGPT's train.py can be told, beside the data, the device and the folder.
@@ -63,18 +63,18 @@ def our_command(folder, model_config, train_config):
     return [sys.executable, HERE / "train.py", folder / "run.py"], "."
 
 
-def nanogpt_command(folder, source, model_config, train_config):
+def nanogpt_command(source, folder, model_config, train_config):
     """The same for nanoGPT, from its source: GPT-2's architecture at our sizes, on our tokens. Raises ConfigError."""
     data = dataset_path(train_config.dataset)
     dataset = Dataset(data)
-    if not (data / "train.bin").is_file() or dataset.tokenizer.vocab_size > 2**16:
+    if not (data / "train.bin").is_file() or token_dtype(dataset.tokenizer.vocab_size).itemsize > 2:
         raise ConfigError(f"nanoGPT cannot read {data}: it needs train.bin and val.bin, with ids of 16 bits")
     theirs = folder / "data" / data.name
     theirs.mkdir(parents=True)
     for split in ("train.bin", "val.bin"):
         (theirs / split).symlink_to((data / split).resolve())
-    meta = {"vocab_size": model_config.vocab_size or dataset.tokenizer.vocab_size}
-    (theirs / "meta.pkl").write_bytes(dumps(meta))  # where its train.py looks for it
+    V = with_vocabulary(model_config, dataset.tokenizer, data.name).vocab_size
+    (theirs / "meta.pkl").write_bytes(dumps({"vocab_size": V}))  # where its train.py looks for it
     (folder / "configurator.py").symlink_to(Path(source, "configurator.py").resolve())  # found in the current folder
     device = pick_device(train_config.device)
     given = {**vars(model_config), **vars(train_config)}
@@ -104,15 +104,18 @@ def run(options, model_config, train_config):
     demand_whole_run(options, train_config)
     makers = {"seuGPT": our_command}
     if options.peer:
-        makers["nanoGPT"] = partial(nanogpt_command, source=options.peer)
+        makers["nanoGPT"] = partial(nanogpt_command, options.peer)
         with tempfile.TemporaryDirectory() as folder:  # what is wrong shows before our run is made
-            makers["nanoGPT"](Path(folder), model_config=model_config, train_config=train_config)
+            makers["nanoGPT"](Path(folder), model_config, train_config)
     seconds = {name: [] for name in makers}
     for _ in range(options.rounds):
         for name, make in makers.items():
             with tempfile.TemporaryDirectory() as folder:
-                took, printed = timed(*make(Path(folder), model_config=model_config, train_config=train_config))
-            step, loss = re.findall(r"^step (\d+): train loss .*val\w* loss (\S+)", printed, re.MULTILINE)[-1]
+                took, printed = timed(*make(Path(folder), model_config, train_config))
+            losses = re.findall(r"^step (\d+): train loss .*val\w* loss (\S+)", printed, re.MULTILINE)
+            if not losses:
+                raise ConfigError(f"the train.py of {name} printed no validation loss")
+            step, loss = losses[-1]
             print(f"{name}: {took:.1f} s, validation loss {float(loss):.4f} at step {step}", flush=True)
             seconds[name].append(took)
             result = {"contender": name, "seconds": took, "steps": int(step), "loss": float(loss)}

@@ -19,7 +19,7 @@ from config import ConfigError, Options
 from data.dataset import Dataset, dataset_path
 from distributed import Ranks
 from generation import Decoder, Sampling, generate
-from init_from import build_model
+from init_from import build_model, with_vocabulary
 from log import RunLog
 from memory import keep_freed_memory
 from model import ModelConfig, pick_device, pick_dtype
@@ -49,8 +49,7 @@ class Contender:
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # as all of them do
         self.dataset = Dataset(dataset_path(options.dataset))
-        V = model_config.vocab_size or self.dataset.tokenizer.vocab_size
-        self.config = replace(model_config, vocab_size=V)
+        self.config = with_vocabulary(model_config, self.dataset.tokenizer, options.dataset)
         self.index, self.compile_seconds = 0, 0.0
 
     def steps(self, count):

@@ -91,3 +91,8 @@ def record(path, device, **result):
 def spread(values, form):
     """What rounds came to: the median (lowest to highest)."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def ratios(ours, theirs):
+    """Ours over theirs, round by round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]

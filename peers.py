@@ -131,8 +131,3 @@ def in_turn(rounds, processes, method, *arguments):
         for name, process in processes.items():
             results[name].append(process(method, *arguments))
     return results
-
-
-def ratios(ours, theirs):
-    """Ours over theirs, round by round."""
-    return [a / b for a, b in zip(ours, theirs, strict=True)]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from hardware import spread
+from hardware import ratios, spread
 
 DOCS = Path(__file__).parent
 
@@ -56,15 +56,10 @@ def races(results):
     return table(head, rows)
 
 
-def courses(results):
-    """The loss over the whole validation split on the way, one row a run."""
-    steps = [step for step, _, _ in results[0]["history"]]
-    rows = []
-    for r in results:
-        losses = {step: f"{loss:.4f}" for step, _, loss in r["history"]}
-        change = r["contender"].partition("--compile=False")[2].strip()
-        rows.append([f"`{change}`" if change else "the preset", *(losses.get(step, "") for step in steps)])
-    return table(["step", *steps], rows)
+def course(results):
+    """The loss over the whole validation split on the way of a run."""
+    steps, _, losses = zip(*results[0]["history"], strict=True)
+    return table(["step", *steps], [["loss", *(f"{loss:.4f}" for loss in losses)]])
 
 
 def decodes(results):
@@ -85,10 +80,7 @@ def whole_runs(results):
         seconds.setdefault(r["contender"], []).append(r["seconds"])
         last[r["contender"]] = f"{r['loss']:.4f}, step {r['steps']:,}"
     ours = seconds.get("seuGPT")
-    rows = [
-        [name, spread(s, ".1f"), spread([a / b for a, b in zip(s, ours, strict=True)], ".2f"), last[name]]
-        for name, s in seconds.items()
-    ]
+    rows = [[name, spread(s, ".1f"), spread(ratios(s, ours), ".2f"), last[name]] for name, s in seconds.items()]
     return table(["whole command", "seconds", "times ours", "its last validation loss (20 batches)"], rows)
 
 
@@ -139,7 +131,7 @@ def main():
     tables = {
         "step": steps([r for r in cpu if r["bench"] == "step"]),
         "race": races([r for r in cpu if r["bench"] == "race"]),
-        "preset": courses(read("preset.jsonl")),
+        "preset": course(read("preset.jsonl")),
         "decode": decodes([r for r in cpu if r["bench"] == "decode"]),
         "run": whole_runs([r for r in cpu if r["bench"] == "run"]),
         "prepare": prepares([r for r in cpu if r["bench"] == "prepare"]),

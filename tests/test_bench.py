@@ -170,6 +170,12 @@ def test_a_run_that_diverged_is_told_as_such(docs, capsys):
     assert "nanoGPT: " in (text := capsys.readouterr().out) and "validation loss nan at step 1" in text
 
 
+def test_a_peer_that_tells_no_loss_is_refused(docs, refused):
+    (docs / "peer" / "train.py").write_text("print('done')", encoding="utf-8")
+    message = refused(bench.main, "run", "quick.py", *QUICK, *ONE_STEP, "--peer=peer")
+    assert "the train.py of nanoGPT printed no validation loss" in message
+
+
 def test_what_is_wrong_with_the_peer_shows_before_our_run_is_made(docs, refused, monkeypatch):
     monkeypatch.setattr("commands.our_command", lambda *_, **__: pytest.fail("our run was made"))
     meta = docs / "data" / "python_docs" / "meta.json"
@@ -186,7 +192,7 @@ def test_measured_runs_are_not_logged_to_wandb(tmp_path):
 def test_nanogpt_is_told_our_device_and_number_format(docs, monkeypatch, tmp_path):
     monkeypatch.setattr("commands.pick_device", lambda name: torch.device(name))
     configs = bench.run_of("quick.py --device=cuda:1 --dtype=float16", 0)
-    commands.nanogpt_command(tmp_path / "there", "peer", *configs)
+    commands.nanogpt_command("peer", tmp_path / "there", *configs)
     told = (tmp_path / "there" / "run.py").read_text(encoding="ascii")
     assert "device = 'cuda:1'" in told and "dtype = 'float16'" in told and "compile = True" in told
 
