@@ -3,24 +3,19 @@
 import os
 import random
 import signal
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for models this small, threads that wait cost the most
 
 import pytest
 
 import prepare
+from data.tokenizer import read_spec
+from tests.helpers import EVAL_TEXT, RUN, gpt2_or_skip
 
 for name in ("SIGINT", "SIGHUP"):  # ignored in the background of a script, under nohup; processes of tests inherit it
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
         signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
-
-RUN = {
-    "dataset": "tiny", "out_dir": "out", "device": "cpu", "compile": False, "dtype": "float32",
-    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.0,
-    "batch_size": 4, "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10,
-    "max_iters": 10, "eval_interval": 5, "eval_iters": 2, "log_interval": 1,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,6 +33,18 @@ def tiny(workspace):
     (workspace / "tiny.txt").write_text(" ".join(dice.choices(words, k=2000))[:6000], encoding="utf-8")
     prepare.main(["tiny", "--input=tiny.txt"])
     return workspace
+
+
+@pytest.fixture(params=["char", "bpe", "gpt2"])
+def eval_spec(request, workspace):
+    """The tokenizer's description of data/text, whose validation split is EVAL_TEXT and in val.txt."""
+    if request.param == "gpt2":
+        gpt2_or_skip()
+    Path("train.txt").write_text(EVAL_TEXT * 3, encoding="utf-8")
+    Path("val.txt").write_text(EVAL_TEXT, encoding="utf-8")
+    options = ["--input=train.txt", "--val_input=val.txt", f"--tokenizer={request.param}", "--vocab_size=300"]
+    prepare.main(["text", *options])
+    return read_spec("data/text/meta.json")
 
 
 @pytest.fixture
