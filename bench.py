@@ -14,23 +14,125 @@ import shlex
 import signal
 import statistics
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 
-import config
-from checkpoint import CheckpointError
-from commands import prepare, run
-from config import ConfigError
-from contenders import Process, run_of
-from data import DataError
-from hardware import copy_bandwidth, matmul_flops, peak_flops, ratios, record, spread
-from memory import memory_guard
-from model import DeviceError, ModelConfig, pick_device
-from peers import entries, in_turn, start
-from train import TrainConfig, TrainingError
+from model import ModelConfig, pick_device, pick_dtype
+from seugpt.benchmark.contenders import Contender, Process, synchronize
+from seugpt.benchmark.hardware import copy_bandwidth, matmul_flops, peak_flops, ratios, record, spread
+from seugpt.benchmark.peers import NanoGPT, Transformers, in_turn
+from seugpt.benchmark.whole_commands import prepare, run
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.errors import ConfigError
+from seugpt.generation.decoder import Decoder, Sampling, generate
+from seugpt.training.distributed import Ranks
+from seugpt.training.init_from import build_model
+from seugpt.training.logger import RunLog
+from seugpt.training.memory import keep_freed_memory, memory_guard
+from train import TrainConfig, Trainer
+
+
+def run_of(text, seed):
+    """(ModelConfig, TrainConfig) of a run, from what is typed after train.py. Raises ConfigError."""
+    try:
+        given = shlex.split(text)
+    except ValueError as error:  # a quotation mark that is not closed
+        raise ConfigError(f"config={text}: {error}") from None
+    return Options([*given, f"--seed={seed}"], ModelConfig, TrainConfig, description="").build()
+
+
+class SeuGPT(Contender):
+    def __init__(self, model_config, options):
+        super().__init__(model_config, options)
+        self.dtype, self.decoders = pick_dtype(options.dtype, self.device, training=True), {}
+        keep_freed_memory()
+        self.model, _ = build_model(model_config, options, None, self.dataset.tokenizer)
+        start = time.perf_counter()
+        log = RunLog(self.options, silent=True)
+        self.trainer = Trainer(self.model, self.options, self.dataset, Ranks(), self.device, self.dtype, log)
+        self.trainer.restart_clock()
+        if options.compiles(self.device):
+            self.compile_seconds = time.perf_counter() - start
+
+    def step(self):
+        self.trainer.train_step()
+        self.index = self.trainer.step
+
+    def evaluate(self):
+        self.model.eval()
+        loss = self.trainer.evaluate(self.model, ("val",))["val"]
+        self.model.train()
+        return loss
+
+    def flops_per_token(self):
+        return self.model.flops_per_token()
+
+    def parts(self, count):
+        """Median milliseconds of {data, forward, backward, optimizer} in a step of one micro-batch."""
+        times = {"data": [], "forward": [], "backward": [], "optimizer": []}
+        for _ in range(count):
+            clock = [time.perf_counter()]
+
+            def mark(clock=clock):
+                synchronize(self.device)
+                clock.append(time.perf_counter())
+
+            x, y = self.trainer.batch(0)
+            mark()
+            with self.trainer.autocast:
+                loss = self.model(x, y)[1]
+            mark()
+            self.trainer.scaler.scale(loss).backward()
+            mark()
+            self.trainer.clip()
+            self.trainer.update()
+            mark()
+            for name, before, after in zip(times, clock, clock[1:], strict=False):
+                times[name].append(1000 * (after - before))
+        return {name: statistics.median(values) for name, values in times.items()}
+
+    def decoder(self, batch_size, length):
+        """Made, and compiled, once for each size, as sample.py does."""
+        if (batch_size, length) not in self.decoders:
+            self.model.to(pick_dtype(self.options.dtype, self.device))
+            self.decoders[batch_size, length] = Decoder(self.model, batch_size, length, self.options.compile is True)
+        return self.decoders[batch_size, length]
+
+    def write(self, batch_size, tokens):
+        decoder = self.decoder(batch_size, min(tokens + 1, self.config.block_size))
+        for row in generate(decoder, [[0]] * batch_size, tokens, self.config.vocab_size, Sampling()):
+            row.tolist()  # as a terminal needs each token at once
+
+    def prefill(self, batch_size):
+        """(median milliseconds of reading prompts of a full context, bytes that a step then reads)."""
+        self.model.eval()
+        decoder, times = self.decoder(batch_size, self.config.block_size), []
+        rows = [torch.zeros(self.config.block_size, dtype=torch.long, device=self.device)] * batch_size
+        for _ in range(5):
+            start = time.perf_counter()
+            decoder.prefill(rows)
+            synchronize(self.device)
+            times.append(1000 * (time.perf_counter() - start))
+        tensors = [*self.model.parameters(), *decoder.cache.keys, *decoder.cache.values]
+        return statistics.median(times), sum(tensor.nbytes for tensor in tensors)
+
+
+def entries(peer):
+    """[(name, kind of contender, its own arguments)]: seuGPT, and the peer where one is asked for."""
+    ours = [("seuGPT", SeuGPT, ())]
+    if peer is None:
+        return ours
+    return [*ours, ("transformers", Transformers, ()) if peer == "transformers" else ("nanoGPT", NanoGPT, (peer,))]
+
+
+def start(peer, *configs):
+    """{name: its Process}: seuGPT, and the peer where one is asked for."""
+    return {name: Process(kind, *own, *configs) for name, kind, own in entries(peer)}
 
 
 @dataclass(frozen=True)
@@ -228,14 +330,14 @@ COMMANDS = {
 
 def main(argv=None):
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    with config.command(DataError, CheckpointError, DeviceError, TrainingError):
+    with command():
         if name in ("-h", "--help"):
             return print(__doc__)
         if name not in COMMANDS:
             raise ConfigError(f"{name} is none of {', '.join(COMMANDS)}; see python bench.py --help")
         measure, *classes = COMMANDS[name]
         with memory_guard("a smaller model or batch, as in --batch_size=1"):
-            measure(*config.Options(rest, *classes, description=measure.__doc__).build())
+            measure(*Options(rest, *classes, description=measure.__doc__).build())
 
 
 if __name__ == "__main__":

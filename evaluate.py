@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import config
-import weights
-from checkpoint import CheckpointError
-from config import ConfigError
-from data import DataError, in_utf8
-from data.dataset import Dataset, dataset_path
-from data.text import Text, cut_between_words, find_files
-from data.tokenizer import characters_in
-from memory import memory_guard
-from model import IGNORE, DeviceError, pick_device, pick_dtype
+from model import IGNORE, pick_device, pick_dtype
+from seugpt.checkpoint import pretrained as weights
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.cli.values import in_utf8
+from seugpt.data.dataset import Dataset, dataset_path
+from seugpt.data.text import Text, cut_between_words, find_files
+from seugpt.data.tokenizer import characters_in
+from seugpt.errors import ConfigError, DataError
+from seugpt.evaluation.loss import batched, summed_loss, windows
+from seugpt.training.memory import memory_guard
 
 TOKENS_AT_ONCE = 8192  # of GPT-2's, their logits take 1.6 GB
 UNITS = ("tokens", "bytes", "characters")
@@ -66,20 +67,6 @@ class EvaluateConfig:
         problems += [f"{name}={values[name]} is for tasks; name some with --tasks=" for name in lonely]
         if problems:
             raise ValueError("\n".join(problems))
-
-
-@torch.no_grad()
-def summed_loss(model, batches, device, autocast):
-    """(loss in nats summed over the targets, their number), float64 (2,), of a model in eval mode.
-
-    batches: of x and y, int64 arrays (B, T); targets that are IGNORE do not count.
-    """
-    total = torch.zeros(2, dtype=torch.float64)
-    for x, y in batches:
-        with autocast:
-            loss = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))[1]
-        total += torch.tensor([loss.item(), 1.0]) * int((y != IGNORE).sum())
-    return total
 
 
 @dataclass
@@ -125,32 +112,6 @@ def text_of(content, options):
         )
     pieces = (tokenizer.encode(piece) for piece in cut_between_words(text.pieces()))
     return Source(in_utf8(options.input), tokenizer, pieces, text.characters, 2, [])
-
-
-def windows(pieces, block_size, stride):
-    """(ids, first) of windows over ids that come in pieces: of the targets ids[1:] those from `first` on are scored.
-
-    At most block_size + 1 ids each, in the order of the text. A window scores `stride` targets that the one before has
-    not, but for the first, which scores all; so each token but the text's first is scored once.
-    """
-    held, first = np.empty(0, dtype=np.int64), 0
-    for piece in pieces:
-        held = np.concatenate((held, piece))
-        while len(held) > block_size:
-            yield held[: block_size + 1], first
-            held, first = held[stride:], block_size - stride
-    if len(held) > first + 1:
-        yield held, first
-
-
-def batched(windows, batch_size):
-    """x, y int64 (B, T) of at most batch_size windows; y is IGNORE where nothing is to be scored."""
-    while rows := list(itertools.islice(windows, batch_size)):
-        shape = len(rows), max(len(ids) for ids, _ in rows) - 1
-        x, y = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
-        for row, (ids, first) in enumerate(rows):
-            x[row, : len(ids) - 1], y[row, first : len(ids) - 1] = ids[:-1], ids[first + 1 :]
-        yield x, y
 
 
 def token_sizes(tokenizer):
@@ -228,7 +189,7 @@ def evaluate(options):
     run = score
     if options.tasks is not None:
         try:
-            from harness import run
+            from seugpt.evaluation.harness import run
         except ModuleNotFoundError as error:
             command = "python -m pip install lm_eval==0.4.13"
             raise ConfigError(f"--tasks needs the package {error.name}: {command}") from error
@@ -240,8 +201,8 @@ def evaluate(options):
 
 
 def main(argv=None):
-    with config.command(DataError, CheckpointError, DeviceError):
-        (options,) = config.Options(argv, EvaluateConfig, description=__doc__).build()
+    with command():
+        (options,) = Options(argv, EvaluateConfig, description=__doc__).build()
         with memory_guard(f"fewer at a time, as in --batch_size={max((options.batch_size or 8) // 2, 1)}"):
             evaluate(options)
 

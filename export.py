@@ -16,14 +16,14 @@ from typing import Annotated
 
 import torch
 
-import checkpoint
-import config
-import weights
-from checkpoint import CheckpointError
-from config import ConfigError
-from data import DataError, replacing
-from huggingface import extra, is_transposed, rows_of, shapes, their_names
-from huggingface.config_json import CLASSES, architecture, config_json
+from seugpt.checkpoint import pretrained as weights
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.checkpoint.config_json import CLASSES, architecture, config_json
+from seugpt.checkpoint.huggingface import extra, is_transposed, rows_of, shapes, their_names
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.errors import ConfigError
+from seugpt.files import replacing
 
 WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -103,8 +103,8 @@ def write_json(path, content):
 
 
 def main(argv=None):
-    with config.command(CheckpointError, DataError):
-        (options,) = config.Options(argv, ExportConfig, description=__doc__).build()
+    with command():
+        (options,) = Options(argv, ExportConfig, description=__doc__).build()
         export(options.out_dir, Path(options.to))
 
 

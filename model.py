@@ -18,10 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-class DeviceError(ValueError):
-    """A device or number format that was asked for and is not there."""
-
+from seugpt.errors import DeviceError
 
 IGNORE = -1  # a target that counts for nothing: the padding of the last evaluation window
 

@@ -16,12 +16,15 @@ from typing import Annotated
 
 from tqdm import tqdm
 
-import config
-from data import DataError, in_utf8, replacing_all
-from data.corpora import CORPORA, obtain
-from data.dataset import TokenWriter, dataset_path, fingerprint, write_meta
-from data.text import Text, cut_between_words, find_files
-from data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, read_spec, train_bpe
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.cli.values import in_utf8
+from seugpt.data.corpora import CORPORA, obtain
+from seugpt.data.dataset import TokenWriter, dataset_path, fingerprint, write_meta
+from seugpt.data.text import Text, cut_between_words, find_files
+from seugpt.data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, read_spec, train_bpe
+from seugpt.errors import DataError
+from seugpt.files import replacing_all
 
 FILES = ("train.bin", "val.bin", "meta.json")
 
@@ -176,8 +179,8 @@ def prepare(options):
 
 
 def main(argv=None):
-    with config.command(DataError):
-        options = config.Options(argv, PrepareConfig, description=__doc__, positional="name")
+    with command():
+        options = Options(argv, PrepareConfig, description=__doc__, positional="name")
         prepare(*options.build())
 
 

@@ -15,15 +15,16 @@ from typing import Annotated, Literal
 
 import torch
 
-import config
-import weights
-from checkpoint import CheckpointError
-from data import DataError, in_utf8
-from data.text import given_text, is_utf8
-from data.tokenizer import prompt_ids
-from generation import Decoder, Sampling, TextStream, generate
-from memory import memory_guard
-from model import DeviceError, pick_device, pick_dtype
+from model import pick_device, pick_dtype
+from seugpt.checkpoint import pretrained as weights
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.cli.values import in_utf8
+from seugpt.data.text import given_text, is_utf8
+from seugpt.data.tokenizer import prompt_ids
+from seugpt.errors import DataError
+from seugpt.generation.decoder import Decoder, Sampling, TextStream, generate
+from seugpt.training.memory import memory_guard
 
 DEFAULT_START = ("\n",)
 MOST_SAMPLES = 1_000_000  # beyond, the texts alone take gigabytes, before torch is asked whether it has the memory
@@ -187,8 +188,8 @@ def converse(writer, text):
 
 
 def main(argv=None):
-    with config.command(DataError, CheckpointError, DeviceError):
-        sampling, options = config.Options(argv, Sampling, SampleConfig, description=__doc__).build()
+    with command():
+        sampling, options = Options(argv, Sampling, SampleConfig, description=__doc__).build()
         with memory_guard(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
             writer = Writer(options, sampling)
             if options.interactive:

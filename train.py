@@ -7,6 +7,7 @@
 Options come from the defaults below, then config files in the order given, then --key=value. Names are nanoGPT's.
 """
 
+import gc
 import math
 import time
 from contextlib import nullcontext
@@ -16,24 +17,25 @@ from typing import Annotated, Literal
 
 import torch
 
-import checkpoint
-import config
-import weights
-from checkpoint import CheckpointError
-from data import DataError
-from data.dataset import Dataset, dataset_path
-from distributed import Ranks, connected
-from evaluate import summed_loss
-from generation import short_sample
-from hardware import peak_flops
-from init_from import build_model, check_data, resolve
-from log import RunLog
-from memory import keep_freed_memory, memory_advice, memory_guard
-from model import DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
-from optimizer import learning_rate, make_optimizers, restore_optimizers
-from report import measure, print_report
-from snapshots import Look, save_embeddings
-from stopping import Stop, TrainingError, not_finite
+from model import ModelConfig, compile_model, pick_device, pick_dtype
+from seugpt.benchmark.hardware import peak_flops
+from seugpt.checkpoint import pretrained as weights
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.data.dataset import Dataset, dataset_path
+from seugpt.errors import CheckpointError
+from seugpt.evaluation.loss import summed_loss
+from seugpt.generation.decoder import short_sample
+from seugpt.training.distributed import Ranks, connected
+from seugpt.training.init_from import build_model, check_data, resolve
+from seugpt.training.layer_stats import Look, save_embeddings
+from seugpt.training.logger import RunLog
+from seugpt.training.memory import keep_freed_memory, memory_advice, memory_guard
+from seugpt.training.metrics import parsed_lines
+from seugpt.training.optimizer import learning_rate, make_optimizers, restore_optimizers
+from seugpt.training.report import measure, print_report
+from seugpt.training.signals import Stop, not_finite
 
 
 @dataclass(frozen=True)
@@ -239,11 +241,27 @@ class Trainer:
         if self.ranks.rank == 0:
             norm = torch.nn.utils.get_total_norm([p.detach() for p in self.bare.parameters()]).item()
             self.log.evaluation(self.step, losses, norm, self.sample(), self.bare.config.vocab_size, best)
+            self.draw_losses()
             self.log.no_better(self.worse, self.best_val_loss, self.best_step)
         if not self.options.eval_only:  # after the log: what a resume finds logged beyond its checkpoint, it drops
             self.save(losses["val"], best)
         self.bare.train()
         self.restart_clock()
+
+    def draw_losses(self):
+        """loss.png anew."""
+        folder = self.log.folder
+        if not folder:
+            return
+        try:
+            from seugpt.plots import curves  # here, as matplotlib takes half a second
+
+            run = curves.to_run(folder.name, parsed_lines(folder / "metrics.jsonl"))
+            curves.losses(folder / "loss.png", [run])
+            gc.collect()  # figures refer to themselves in circles, and would pile up for thousands of steps
+        except Exception as error:  # MPLBACKEND, a font, TeX, a picture that Windows locks: no reason to stop
+            reason = str(error).partition("\n")[0]
+            self.log.say(f"loss.png could not be drawn ({type(error).__name__}: {reason})")
 
     @torch.no_grad()
     def evaluate(self, model, splits=("train", "val")):
@@ -385,8 +403,8 @@ def train(model_config, options, content):
 
 
 def main(argv=None):
-    with config.command(DataError, CheckpointError, DeviceError, TrainingError):
-        model_config, options, content = resolve(config.Options(argv, ModelConfig, TrainConfig, description=__doc__))
+    with command():
+        model_config, options, content = resolve(Options(argv, ModelConfig, TrainConfig, description=__doc__))
         with memory_guard(memory_advice(options.batch_size, options.gradient_accumulation_steps)):
             train(model_config, options, content)
 

@@ -18,16 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import checkpoint
-import config
-import snapshots
-import weights
-from checkpoint import CheckpointError
-from config import ConfigError
-from data import DataError
-from generation import Sampling
-from memory import memory_guard
-from model import DeviceError
+from seugpt.checkpoint import pretrained as weights
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.errors import ConfigError, DataError
+from seugpt.generation.decoder import Sampling
+from seugpt.training import layer_stats as snapshots
+from seugpt.training.memory import memory_guard
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class LossPicture(Picture):
 
 def loss(options):
     """Loss curves of one or several runs: each logged batch faintly, smoothed, and the evaluations with marks."""
-    from pictures.curves import losses, read_run
+    from seugpt.plots.curves import losses, read_run
 
     runs = [read_run(folder) for folder in options.out]
     return losses(options.path("loss.png"), runs, options.x, options.show)
@@ -74,7 +72,7 @@ def loss(options):
 
 def activations(options):
     """What happened in each layer over a run that was trained with snapshot_interval: sizes, gradients, updates."""
-    from pictures.curves import layers, read_run
+    from seugpt.plots.curves import layers, read_run
 
     return layers(options.path("activations.png"), read_run(options.out), options.show)
 
@@ -87,7 +85,7 @@ class EmbeddingsPicture(Picture):
 
 def embeddings(options):
     """Embeddings of tokens or positions in two dimensions, before training and after."""
-    from pictures.embeddings import embeddings, token_rows
+    from seugpt.plots.embeddings import embeddings, token_rows
 
     content = weights.load(options.out)
     tokens, rows = token_rows(weights.tokenizer_of(content))
@@ -125,7 +123,7 @@ class Animation(Picture):
 
 def animate(options):
     """How embeddings find their places in a run that was trained with snapshot_interval, as a GIF."""
-    from pictures.embeddings import animate, highlighted, token_rows
+    from seugpt.plots.embeddings import animate, highlighted, token_rows
 
     found = snapshots.steps_of(options.out)
     if not found:
@@ -160,14 +158,14 @@ class AttentionPicture(TextPicture):
 
 def attention(options):
     """Where each token of a text looks: a map for every head, a large one with --layer=2 --head=0."""
-    from pictures.attention import maps
+    from seugpt.plots.attention import maps
 
     return maps(options.path("attention.png"), options.out, options.text, options.layer, options.head, options.show)
 
 
 def heads(options):
     """What each head looks at, in the mean over a text, which may be long: --text=FILE:book.txt."""
-    from pictures.attention import habits
+    from seugpt.plots.attention import habits
 
     return habits(options.path("heads.png"), options.out, options.text, options.show)
 
@@ -197,7 +195,7 @@ class NextPicture(TextPicture):
 
 def following(options):
     """The next token after a text: how likely each one is at several temperatures, and how often it is drawn."""
-    from pictures.predictions import following
+    from seugpt.plots.predictions import following
 
     given = (options.samplings(), options.bars, options.samples)
     return following(options.path("next.png"), options.out, options.text, *given, options.show)
@@ -205,14 +203,14 @@ def following(options):
 
 def surprise(options):
     """A text in colours: how much each token surprised the model, in bits."""
-    from pictures.predictions import surprises
+    from seugpt.plots.predictions import surprises
 
     return surprises(options.path("surprise.png"), options.out, options.text, options.show)
 
 
 def lens(options):
     """What each layer would say next, were it the last: the logit lens."""
-    from pictures.predictions import lens
+    from seugpt.plots.predictions import lens
 
     return lens(options.path("lens.png"), options.out, options.text, options.show)
 
@@ -232,13 +230,13 @@ COMMANDS = {
 
 def main(argv=None):
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    with config.command(DataError, CheckpointError, DeviceError):
+    with command():
         if name in ("-h", "--help"):
             return print(__doc__)
         if name not in COMMANDS:
             raise ConfigError(f"{name} is none of {', '.join(COMMANDS)}; see python visualize.py --help")
         draw, options_class = COMMANDS[name]
-        (options,) = config.Options(rest, options_class, description=draw.__doc__, positional="out").build()
+        (options,) = Options(rest, options_class, description=draw.__doc__, positional="out").build()
         with memory_guard("a shorter --text, or a smaller model"):
             print(f"written: {draw(options)}")
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import weights
-from data.dataset import Dataset, dataset_path
-from generation import Decoder
+from seugpt.checkpoint import pretrained as weights
+from seugpt.data.dataset import Dataset, dataset_path
+from seugpt.generation.decoder import Decoder
 
 
 @torch.no_grad()

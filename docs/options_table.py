@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import describe, option_types  # noqa: E402
 from evaluate import EvaluateConfig  # noqa: E402
 from export import ExportConfig  # noqa: E402
-from generation import Sampling  # noqa: E402
 from model import ModelConfig  # noqa: E402
 from prepare import PrepareConfig  # noqa: E402
 from sample import SampleConfig  # noqa: E402
+from seugpt.cli.values import describe, option_types  # noqa: E402
+from seugpt.generation.decoder import Sampling  # noqa: E402
 from train import TrainConfig  # noqa: E402
 from visualize import COMMANDS as PICTURES  # noqa: E402
 

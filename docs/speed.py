@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from hardware import ratios, spread
+from seugpt.benchmark.hardware import ratios, spread
 
 DOCS = Path(__file__).parent
 

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for models this s
 import pytest
 
 import prepare
-from data.tokenizer import read_spec
+from seugpt.data.tokenizer import read_spec
 from tests.helpers import EVAL_TEXT, RUN, gpt2_or_skip
 
 for name in ("SIGINT", "SIGHUP"):  # ignored in the background of a script, under nohup; processes of tests inherit it

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
-import checkpoint
-import config
-from data import DataError
-from data.tokenizer import gpt2_tokenizer, load_tokenizer
-from data.tokenizer_json import BYTES
 from model import GPT, ModelConfig
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.cli.options import Options
+from seugpt.data.tokenizer import gpt2_tokenizer, load_tokenizer
+from seugpt.data.tokenizer_json import BYTES
+from seugpt.errors import DataError
 from train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def nested_equal(a, b):
 
 def train_configs(argv):
     """(ModelConfig, TrainConfig) of a command line of train.py. Raises ConfigError."""
-    return config.Options(argv, ModelConfig, TrainConfig, description="Test.").build()
+    return Options(argv, ModelConfig, TrainConfig, description="Test.").build()
 
 
 # Processes

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import bench
-import commands
 import prepare
 from model import ModelConfig
+from seugpt.benchmark import whole_commands as commands
 
 QUICK = ["--device=cpu", "--n_layer=1", "--n_embd=32", "--n_head=2", "--block_size=16", "--batch_size=2"]
 ONE_STEP = ["--compile=False", "--max_iters=1", "--eval_interval=1", "--eval_iters=1", "--rounds=1"]
@@ -108,7 +108,7 @@ def test_every_line_of_the_suite_can_be_read_without_a_gpu(line, monkeypatch):
     monkeypatch.chdir(Path(bench.__file__).parent)
     name, *rest = shlex.split(line)
     _, *classes = bench.COMMANDS[name]
-    options, *configs = bench.config.Options(rest, *classes, description="").build()
+    options, *configs = bench.Options(rest, *classes, description="").build()
     configs += [part for text in getattr(options, "config", ()) for part in bench.run_of(text, 0)]
     assert [type(part).__name__ for part in configs] == ["ModelConfig", "TrainConfig"]
 
@@ -177,7 +177,7 @@ def test_a_peer_that_tells_no_loss_is_refused(docs, refused):
 
 
 def test_what_is_wrong_with_the_peer_shows_before_our_run_is_made(docs, refused, monkeypatch):
-    monkeypatch.setattr("commands.our_command", lambda *_, **__: pytest.fail("our run was made"))
+    monkeypatch.setattr("seugpt.benchmark.whole_commands.our_command", lambda *_, **__: pytest.fail("our run was made"))
     meta = docs / "data" / "python_docs" / "meta.json"
     meta.write_text(meta.read_text(encoding="utf-8").replace('"uint16"', '"uint64"'), encoding="utf-8")
     assert "meta.json" in refused(bench.main, "run", "quick.py", *QUICK, *ONE_STEP, "--peer=peer")
@@ -190,7 +190,7 @@ def test_measured_runs_are_not_logged_to_wandb(tmp_path):
 
 
 def test_nanogpt_is_told_our_device_and_number_format(docs, monkeypatch, tmp_path):
-    monkeypatch.setattr("commands.pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr("seugpt.benchmark.whole_commands.pick_device", lambda name: torch.device(name))
     configs = bench.run_of("quick.py --device=cuda:1 --dtype=float16", 0)
     commands.nanogpt_command("peer", tmp_path / "there", *configs)
     told = (tmp_path / "there" / "run.py").read_text(encoding="ascii")

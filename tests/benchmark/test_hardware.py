@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hardware import copy_bandwidth, machine, matmul_flops, peak_flops, record
+from seugpt.benchmark.hardware import copy_bandwidth, machine, matmul_flops, peak_flops, record
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import train
-import weights
-from checkpoint import CheckpointError
+from seugpt.checkpoint import pretrained as weights
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.errors import CheckpointError
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: these tests need no network
 import transformers
 
-import checkpoint
 import export
 import prepare
 import sample
 import train
-import weights
-from data.tokenizer import load_tokenizer, read_spec
+from seugpt.checkpoint import pretrained as weights
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.data.tokenizer import load_tokenizer, read_spec
 from tests.helpers import LLAMA, gpt2_or_skip, llama2_like, load_with_transformers, save_perturbed_gpt
 
 ARCHITECTURES = {

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: these tests need no network
 import transformers
 
-import huggingface
 import sample
 import train
-import weights
-from data.tokenizer import CharTokenizer
+from seugpt.checkpoint import huggingface
+from seugpt.checkpoint import pretrained as weights
+from seugpt.data.tokenizer import CharTokenizer
 from tests.helpers import ROOT, perturb
 
 CHARS = "\n abcdefgh"
@@ -281,7 +281,8 @@ def test_a_missing_package_is_named_with_its_command(folder, refused, monkeypatc
 def test_the_installed_versions_are_those_that_the_messages_name():
     text = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
     sources = [
-        (ROOT / name).read_text(encoding="utf-8") for name in ("huggingface/__init__.py", "data/tokenizer_json.py")
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("seugpt/checkpoint/huggingface.py", "seugpt/data/tokenizer_json.py")
     ]
     for package in ("safetensors", "huggingface_hub", "tokenizers"):
         version = next(line.split("==")[1] for line in text.splitlines() if line.startswith(package + "=="))
@@ -355,7 +356,7 @@ def sample_from_the_hub(endpoint):
 
 def fetch_from_the_hub(endpoint):
     """The download alone, which is sooner there."""
-    code = "import checkpoint, config, huggingface\nwith config.command(checkpoint.CheckpointError):\n"
+    code = "from seugpt.checkpoint import huggingface; from seugpt.cli.command import command\nwith command():\n"
     return start_from_the_hub(endpoint, "-c", code + "    huggingface.download('gpt2')")
 
 

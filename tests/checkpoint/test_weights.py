@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import checkpoint
 import prepare
 import sample
 import train
-import weights
-from checkpoint import CheckpointError
 from model import GPT, ModelConfig
+from seugpt.checkpoint import pretrained as weights
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.errors import CheckpointError
 from tests.helpers import NanoGPT, perturbed_gpt
 
 SHAPE = {"block_size": 16, "vocab_size": 14, "n_layer": 2, "n_head": 4, "n_embd": 32, "bias": True}

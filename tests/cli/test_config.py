@@ -7,14 +7,18 @@ from typing import Annotated, Literal
 
 import pytest
 
-import config
-from config import ConfigError, Options, convert
-from generation import Sampling
 from model import ModelConfig
 from sample import SampleConfig
+from seugpt.cli import options as config
+from seugpt.cli.command import command
+from seugpt.cli.options import Options
+from seugpt.cli.values import convert
+from seugpt.errors import ConfigError
+from seugpt.generation.decoder import Sampling
+from tests.helpers import ROOT
 from train import TrainConfig
 
-PRESETS = sorted(p for p in Path(config.__file__).parent.glob("*.py") if p.stem not in ("__init__", "values"))
+PRESETS = sorted((ROOT / "config").glob("*.py"))
 NANOGPT_TRAIN = """out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint init_from wandb_log
     wandb_project wandb_run_name dataset gradient_accumulation_steps batch_size block_size n_layer n_head n_embd dropout
     bias learning_rate max_iters weight_decay beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend
@@ -194,11 +198,11 @@ def test_help_is_generated_and_shows_defaults(capsys):
 
 
 def test_command_ends_a_mistake_in_one_message_and_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as exit, config.command(KeyError):
+    with pytest.raises(SystemExit) as exit, command():
         raise ConfigError("size=0 is wrong")
     assert exit.value.code == 2
     assert capsys.readouterr().err.endswith(": size=0 is wrong\n")
-    with pytest.raises(ZeroDivisionError), config.command():
+    with pytest.raises(ZeroDivisionError), command():
         raise ZeroDivisionError  # a bug of ours keeps its traceback
 
 

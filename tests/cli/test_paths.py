@@ -10,7 +10,7 @@ import export
 import prepare
 import sample
 import train
-from data.dataset import Dataset
+from seugpt.data.dataset import Dataset
 
 LONG = "é" * 200  # 400 bytes, where file systems take 255
 ODD = ["two words", "maçã 🦜", "a" * 200, "it's", "-dash"]

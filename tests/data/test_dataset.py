@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import model
-from data import DataError, process_exists, replacing, replacing_all
-from data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, fingerprint, token_dtype, write_meta
-from data.tokenizer import CharTokenizer
+from seugpt.data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, fingerprint, token_dtype, write_meta
+from seugpt.data.tokenizer import CharTokenizer
+from seugpt.errors import DataError
+from seugpt.files import process_exists, replacing, replacing_all
 
 
 def make(folder, train, val, vocab_size=100):
@@ -148,8 +149,9 @@ def test_several_files_are_replaced_when_all_are_on_the_disk(tmp_path, monkeypat
 def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
     """A killed prepare.py left gigabytes behind for ever."""
     code = """if True:
-        import os, sys, data
-        with data.replacing(sys.argv[1]) as temporary:
+        import os, sys
+        from seugpt.files import replacing
+        with replacing(sys.argv[1]) as temporary:
             temporary.touch()
             os.kill(os.getpid(), 9)"""
     root = Path(model.__file__).parent

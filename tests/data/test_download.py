@@ -19,8 +19,8 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import prepare
-from data import corpora, tokenizer
-from data.dataset import Dataset
+from seugpt.data import corpora, download, tokenizer
+from seugpt.data.dataset import Dataset
 from tests.helpers import ROOT
 
 TEXT = b"Era conveniente ao romance " * 1000
@@ -97,7 +97,7 @@ def served(workspace, monkeypatch):
     Server.half_sent, Server.go_on = threading.Semaphore(0), threading.Event()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "cache")
-    monkeypatch.setattr(corpora.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
     monkeypatch.setitem(corpora.CORPORA, "served", None)  # put back after the test, as the following
     monkeypatch.setattr(tokenizer, "GPT2_FILES", {})
     tiktoken.list_encoding_names()
@@ -165,7 +165,7 @@ def test_a_fault_that_stays_names_the_way_out_and_leaves_nothing(
     served, refused, monkeypatch, argv, files, way_out, fault, words, asked
 ):
     """GPT-2's vocabulary was tiktoken's to download: once, and a server that fell silent kept it waiting for ever."""
-    monkeypatch.setattr(corpora, "TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
     Server.plan = [fault] * 9
     message = refused(prepare.main, *argv)
     assert words in message and served in message and way_out in message
@@ -192,7 +192,7 @@ def test_what_is_damaged_in_the_cache_is_fetched_anew(served):
 def test_without_a_network_nobody_waits(served, refused, monkeypatch, argv, files, way_out, address, attempts):
     """A name without an address is no passing trouble, as a server that is not there right now may be."""
     waits = []
-    monkeypatch.setattr(corpora.time, "sleep", waits.append)
+    monkeypatch.setattr(download.time, "sleep", waits.append)
     point_at(address)
     assert way_out in refused(prepare.main, *argv)
     assert waits == [0, 1, 2, 4][:attempts]
@@ -208,7 +208,7 @@ def test_where_the_system_has_no_certificates_there_are_some(monkeypatch):
     """Python for macOS comes without any, and https failed until a script of its own was run."""
     monkeypatch.setenv("SSL_CERT_FILE", "nowhere")
     monkeypatch.setenv("SSL_CERT_DIR", "nowhere")
-    assert len(corpora.certificates().get_ca_certs()) > 50
+    assert len(download.certificates().get_ca_certs()) > 50
 
 
 def start(served, *argv, before="pass"):

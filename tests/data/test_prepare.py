@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.text
 import prepare
-from data import DataError, corpora
-from data.dataset import Dataset
-from data.text import cut_between_words
-from data.tokenizer import END_OF_TEXT, CharTokenizer, decode, train_bpe
+import seugpt.data.text
+from seugpt.data import corpora
+from seugpt.data.dataset import Dataset
+from seugpt.data.text import cut_between_words
+from seugpt.data.tokenizer import END_OF_TEXT, CharTokenizer, decode, train_bpe
+from seugpt.errors import DataError
 from tests.helpers import ROOT
 
 TEXT = "Maçã, pão e café: não há mais.\r\n\n\tFim 🦜 do   começo; x=1 " * 400
@@ -40,7 +41,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize("piece", [1 << 20, 7])
 def test_the_tokens_are_the_text_split_at_nanogpts_place(workspace, monkeypatch, tokenizer, piece):
     """Also where pieces end inside a character, a word or a line end."""
-    monkeypatch.setattr(data.text, "PIECE", piece)
+    monkeypatch.setattr(seugpt.data.text, "PIECE", piece)
     text = TEXT[: len(TEXT) if piece > 7 else 600]
     Path("t.txt").write_text(text, encoding="utf-8", newline="")
     prepare.main(["t", "--input=t.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"])
@@ -52,7 +53,7 @@ def test_the_tokens_are_the_text_split_at_nanogpts_place(workspace, monkeypatch,
 
 @pytest.mark.parametrize("longest, piece", [(100, 16), (100, 100), (100, 1000), (1000, 700)])
 def test_cutting_between_words_does_not_change_a_token(monkeypatch, longest, piece):
-    monkeypatch.setattr(data.text, "LONGEST", longest)
+    monkeypatch.setattr(seugpt.data.text, "LONGEST", longest)
     text = (TEXT + " I've  it's\n\n x" + END_OF_TEXT + "new ")[-3000:]
     tokenizer = train_bpe([text], 320)
     pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
@@ -72,7 +73,7 @@ def test_ordinary_text_is_cut_between_words_alone():
 def test_no_run_of_characters_is_too_long_for_bpe(workspace, character):
     """A million blanks made tiktoken and rustbpe fall over (their pattern's backtracking has a limit)."""
     text = "one two " * 9 + character * 1_100_000 + " three" * 30_000
-    assert max(map(len, cut_between_words([text]))) == data.text.LONGEST
+    assert max(map(len, cut_between_words([text]))) == seugpt.data.text.LONGEST
     Path("t.txt").write_text(text, encoding="utf-8", newline="")
     prepare.main(["t", "--input=t.txt", "--tokenizer=bpe", "--vocab_size=300"])
     assert written("t", "train") + written("t", "val") == text
@@ -145,7 +146,7 @@ def test_python_docs_need_no_network(workspace, capsys):
 
 @pytest.mark.parametrize("at", [0, 9, 10, 29])
 def test_what_is_not_utf8_is_named_with_its_offset(workspace, capsys, monkeypatch, at):
-    monkeypatch.setattr(data.text, "PIECE", 10)
+    monkeypatch.setattr(seugpt.data.text, "PIECE", 10)
     Path("t.txt").write_bytes(b"a" * at + "ação".encode("latin1") + b" " * 20)
     message = refused(capsys, "t", "--input=t.txt")
     assert f"byte 0xe7 at offset {at + 1}" in message and "iconv -f latin1" in message

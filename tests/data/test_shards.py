@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import checkpoint
-import data.dataset
 import prepare
 import sample
+import seugpt.data.dataset
 import train
-from data import DataError, replacing
-from data.dataset import Dataset
-from data.shards import Tokens, open_flat
-from data.tokenizer import CharTokenizer
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.data.dataset import Dataset
+from seugpt.data.shards import Tokens, open_flat
+from seugpt.data.tokenizer import CharTokenizer
+from seugpt.errors import DataError
+from seugpt.files import replacing
 from tests.helpers import llmc_file, write_token_files
 
 LAYOUTS = ("nanoGPT", "NumPy", "llm.c")
@@ -32,7 +33,7 @@ def gpt2(monkeypatch):
         asked.append(spec)
         return CharTokenizer("".join(chr(200 + i) for i in range(100)))
 
-    monkeypatch.setattr(data.dataset, "load_tokenizer", load)
+    monkeypatch.setattr(seugpt.data.dataset, "load_tokenizer", load)
     return asked
 
 
@@ -282,7 +283,7 @@ def test_a_run_on_every_layout_is_the_run_on_our_own(tiny, run, layout, gpt2, ca
 
 def test_with_gpt2s_own_vocabulary(folder, run, capsys):
     try:
-        tokenizer = data.dataset.load_tokenizer({"kind": "gpt2"})
+        tokenizer = seugpt.data.dataset.load_tokenizer({"kind": "gpt2"})
     except DataError as error:
         pytest.skip(str(error))
     ids = tokenizer.encode("The boy saw the apple and did not eat it.\n" * 20)

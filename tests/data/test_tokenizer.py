@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tiktoken
 
-from data import DataError
-from data.tokenizer import (
+from seugpt.data.tokenizer import (
     END_OF_TEXT,
     GPT2_PATTERN,
     BPETokenizer,
@@ -18,6 +17,7 @@ from data.tokenizer import (
     prompt_ids,
     train_bpe,
 )
+from seugpt.errors import DataError
 from tests.helpers import TEXT, gpt2_or_skip
 
 

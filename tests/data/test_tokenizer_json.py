@@ -11,10 +11,10 @@ from tokenizers import decoders, pre_tokenizers
 import prepare
 import sample
 import train
-from data import DataError
-from data.dataset import Dataset
-from data.tokenizer import CharTokenizer, decode, load_tokenizer, read_spec, train_bpe
-from data.tokenizer_json import spec_of
+from seugpt.data.dataset import Dataset
+from seugpt.data.tokenizer import CharTokenizer, decode, load_tokenizer, read_spec, train_bpe
+from seugpt.data.tokenizer_json import spec_of
+from seugpt.errors import DataError
 from tests.helpers import TEXT, gpt2_or_skip, llama2_like, llama3_like
 
 

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 
-from config import Options
+from seugpt.cli.options import Options
 from tests.helpers import OPTIONS_TABLE, PORTUGUESE, README, ROOT, code_blocks, text_blocks, untranslated
 from visualize import COMMANDS as PICTURES
 
@@ -72,14 +72,6 @@ def test_requirements_pin_exactly_the_five_packages():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     assert [line.split("==")[0] for line in lines] == ["torch", "numpy", "tiktoken", "tqdm", "matplotlib"]
     assert all("==" in line for line in lines) and lines[0] == "torch==2.13.0"
-
-
-def test_what_students_open_stays_short():
-    """Lines at most: 400 for the model and the loop, 250 for every other file of the program."""
-    folders = (ROOT, *(ROOT / name for name in ("config", "data", "huggingface", "pictures")))
-    for path in (path for folder in folders for path in folder.glob("*.py")):
-        lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= (400 if path.name in ("model.py", "train.py") else 250), path.name
 
 
 def test_every_promise_has_its_test():

@@ -11,10 +11,11 @@ import torch
 import evaluate
 import prepare
 import train
-from config import Options
-from data.tokenizer import CharTokenizer, load_tokenizer, read_spec
-from evaluate import EvaluateConfig, windows
+from evaluate import EvaluateConfig
 from model import ModelConfig
+from seugpt.cli.options import Options
+from seugpt.data.tokenizer import CharTokenizer, load_tokenizer, read_spec
+from seugpt.evaluation.loss import windows
 from tests.helpers import BLOCK_SIZE, EVAL_ARCHITECTURES, EVAL_TEXT, ROOT, gpt2_or_skip, llama2_like, save_perturbed_gpt
 
 
@@ -84,10 +85,10 @@ def test_the_batch_and_where_the_pieces_end_change_nothing(eval_spec, capsys, mo
     whole = figures(capsys, "--stride=7", "--batch_size=1")
     for batch_size in (4, 1000):
         assert figures(capsys, "--stride=7", f"--batch_size={batch_size}") == pytest.approx(whole, rel=1e-5, abs=1.1e-4)
-    monkeypatch.setattr("data.shards.PIECE", 3)
+    monkeypatch.setattr("seugpt.data.shards.PIECE", 3)
     assert figures(capsys, "--stride=7", "--batch_size=1") == whole
     for length in ("PIECE", "LONGEST"):
-        monkeypatch.setattr(f"data.text.{length}", 10)
+        monkeypatch.setattr(f"seugpt.data.text.{length}", 10)
     found = figures(capsys, "--stride=7", "--batch_size=1", "--input=val.txt")
     if eval_spec["kind"] == "char":  # of others, a word that is cut in two becomes other tokens
         assert found == whole

@@ -18,10 +18,10 @@ from lm_eval.tasks import TaskManager
 
 import evaluate
 import export
-import harness
-import weights
-from data.tokenizer import load_tokenizer
-from generation import Decoder, Sampling, generate
+from seugpt.checkpoint import pretrained as weights
+from seugpt.data.tokenizer import load_tokenizer
+from seugpt.evaluation import harness
+from seugpt.generation.decoder import Decoder, Sampling, generate
 from tests.helpers import (
     BLOCK_SIZE,
     EVAL_ARCHITECTURES,

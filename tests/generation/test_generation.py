@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import model
-from data.tokenizer import CharTokenizer, train_bpe
-from generation import Decoder, Sampling, TextStream, generate, next_token, penalize
 from model import GPT, ModelConfig
+from seugpt.data.tokenizer import CharTokenizer, train_bpe
+from seugpt.generation.decoder import Decoder, Sampling, TextStream, generate, next_token, penalize
 
 
 def frequencies(logits, n=20_000, **options):

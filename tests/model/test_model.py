@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import model as model_module
-from model import GPT, IGNORE, DeviceError, ModelConfig, compile_model, pick_device, pick_dtype
+from model import GPT, IGNORE, ModelConfig, compile_model, pick_device, pick_dtype
+from seugpt.errors import DeviceError
 from tests.helpers import LLAMA
 
 SMALL = {"block_size": 12, "vocab_size": 17, "n_layer": 3, "n_head": 2, "n_embd": 20}

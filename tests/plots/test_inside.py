@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import export
 import visualize
-from data.tokenizer import CharTokenizer, bpe_tokenizer
-from generation import Sampling, next_token
 from model import GPT, ModelConfig
-from pictures import inside, labels, quoted
-from pictures.predictions import COLUMNS, lay_out
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.data.tokenizer import CharTokenizer, bpe_tokenizer
+from seugpt.generation.decoder import Sampling, next_token
+from seugpt.plots import inside
+from seugpt.plots.predictions import COLUMNS, lay_out
+from seugpt.plots.style import labels, quoted
 from tests.helpers import perturbed_gpt
 
 SMALL = ModelConfig(block_size=12, vocab_size=20, n_layer=3, n_head=4, n_embd=32)

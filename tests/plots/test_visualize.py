@@ -13,13 +13,13 @@ from PIL import Image
 import prepare
 import train
 import visualize
-import weights
-from config import ConfigError
-from data.tokenizer import CharTokenizer, bpe_tokenizer
-from pictures import KINDS, kind_of, label
-from pictures.curves import losses, smooth, summary, to_run
-from pictures.embeddings import align, components, highlighted, paths, project, token_rows, tsne
-from snapshots import captions, load_embeddings, steps_of
+from seugpt.checkpoint import pretrained as weights
+from seugpt.data.tokenizer import CharTokenizer, bpe_tokenizer
+from seugpt.errors import ConfigError
+from seugpt.plots.curves import losses, smooth, summary, to_run
+from seugpt.plots.embeddings import align, components, highlighted, paths, project, token_rows, tsne
+from seugpt.plots.style import KINDS, kind_of, label
+from seugpt.training.layer_stats import captions, load_embeddings, steps_of
 from tests.helpers import RUN
 
 PNG, SVG, GIF = b"\x89PNG", b"<?xml", b"GIF89a"

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-import data.tokenizer
 import prepare
-from data.tokenizer import CharTokenizer
-from pictures import curves
+import seugpt.data.tokenizer
+from seugpt.data.tokenizer import CharTokenizer
+from seugpt.plots import curves
 from tests.robustness.loaders import make_files
 
 
@@ -25,7 +25,7 @@ def sound_files(made_files, workspace, monkeypatch):
     """The sound files in the current folder. GPT-2's vocabulary, which may have to be downloaded, is a small one."""
     shutil.copytree(made_files, workspace, dirs_exist_ok=True)
     vocabulary = CharTokenizer("".join(chr(200 + i) for i in range(20)))
-    for module in (data.tokenizer, prepare):
+    for module in (seugpt.data.tokenizer, prepare):
         monkeypatch.setattr(module, "gpt2_tokenizer", lambda: vocabulary)
     monkeypatch.setattr(curves, "losses", lambda path, runs: None)  # a tenth of a second, and not read here
     return workspace

@@ -13,17 +13,13 @@ import export
 import prepare
 import sample
 import train
-from checkpoint import CheckpointError
-from config import ConfigError
-from data import DataError
-from data.dataset import Dataset
-from data.tokenizer import bpe_tokenizer
-from generation import Sampling
-from metrics import drop_metrics_from, parsed_lines
-from model import DeviceError
-from pictures.curves import losses, to_run
+from seugpt.data.dataset import Dataset
+from seugpt.data.tokenizer import bpe_tokenizer
+from seugpt.errors import CheckpointError, ConfigError, DataError, DeviceError, TrainingError
+from seugpt.generation.decoder import Sampling
+from seugpt.plots.curves import losses, to_run
+from seugpt.training.metrics import drop_metrics_from, parsed_lines
 from tests.helpers import NanoGPT, write_token_files
-from train import TrainingError
 
 KNOWN_ERRORS = (CheckpointError, ConfigError, DataError, DeviceError, TrainingError)
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2, "eval_iters": 1}
@@ -85,7 +81,7 @@ def write_out(source):
 
 def resume(source):
     """One step more, as train.py makes it."""
-    given = train.config.Options(
+    given = train.Options(
         ["--init_from=resume", "--out_dir=out", "--max_iters=3"], train.ModelConfig, train.TrainConfig, description=""
     )
     train.train(*train.resolve(given))
@@ -95,7 +91,7 @@ def fine_tune(source):
     """As train.py with --init_from=FOLDER."""
     words = [f"--init_from={source}", "--dataset=tiny", "--batch_size=1", "--eval_only=True", "--eval_iters=1",
              "--gradient_accumulation_steps=1", "--device=cpu", "--out_dir=tuned"]  # fmt: skip
-    given = train.config.Options(words, train.ModelConfig, train.TrainConfig, description="")
+    given = train.Options(words, train.ModelConfig, train.TrainConfig, description="")
     train.train(*train.resolve(given))
 
 

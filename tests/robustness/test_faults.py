@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import prepare
 import train
+from seugpt.checkpoint import storage as checkpoint
 from tests.helpers import ROOT, logged_metrics, nested_equal, resume_state, torchrun
 from train import Trainer
 

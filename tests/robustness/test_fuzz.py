@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoint import CheckpointError
+from seugpt.errors import CheckpointError
 from tests.robustness.loaders import (
     KNOWN_ERRORS,
     draw_logged,

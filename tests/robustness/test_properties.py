@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from config import ConfigError, Options, to_source
-from config.values import option_types
-from data.tokenizer import CharTokenizer, decode, load_tokenizer, train_bpe
-from data.tokenizer_json import END_OF_TEXT, spec_of
-from generation import Sampling, TextStream
 from model import ModelConfig
+from seugpt.cli.options import Options, to_source
+from seugpt.cli.values import option_types
+from seugpt.data.tokenizer import CharTokenizer, decode, load_tokenizer, train_bpe
+from seugpt.data.tokenizer_json import END_OF_TEXT, spec_of
+from seugpt.errors import ConfigError
+from seugpt.generation.decoder import Sampling, TextStream
 from tests.helpers import TEXT, llama2_like, llama3_like
 from train import TrainConfig
 

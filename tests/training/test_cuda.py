@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import checkpoint
 import train
-from config import Options
-from metrics import read_metrics
 from model import GPT, ModelConfig
-from report import count_memory
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.cli.options import Options
+from seugpt.training.metrics import read_metrics
+from seugpt.training.report import count_memory
 from train import TrainConfig
 
 pytestmark = [

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import train
-from config import ConfigError
-from distributed import Ranks, connected
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.errors import ConfigError
+from seugpt.training.distributed import Ranks, connected
 from tests.helpers import ROOT, logged_values, torchrun
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -135,9 +135,9 @@ def test_a_backend_that_torch_was_built_without_is_refused():
 def test_a_mistake_that_one_rank_makes_is_said_with_its_rank(workspace, rank):
     """All ranks but the first of a machine were silent, so that a run could end without a word."""
     Path("script.py").write_text(
-        "import os, time, config\n"
-        "with config.command():\n"
-        f"    if os.environ['RANK'] == '{rank}': raise config.ConfigError('the disk is gone')\n"
+        "import os, time\nfrom seugpt.cli.command import command\nfrom seugpt.errors import UserError\n"
+        "with command():\n"
+        f"    if os.environ['RANK'] == '{rank}': raise UserError('the disk is gone')\n"
         "    time.sleep(60)",
         encoding="utf-8",
     )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
 import prepare
 import train
+from seugpt.checkpoint import storage as checkpoint
 from tests.helpers import logged_metrics, nested_equal, resume_state
 
 

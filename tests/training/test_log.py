@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
 import train
-from log import open_lines
-from metrics import read_metrics
-from pictures.curves import losses, to_run
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.plots.curves import losses, to_run
+from seugpt.training.logger import open_lines
+from seugpt.training.metrics import read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -113,7 +113,7 @@ def test_a_fault_of_matplotlib_does_not_end_the_run(tiny, run, capsys, monkeypat
     def fail(path, runs):
         raise ImportError("No module named 'nothing'\nand its traceback")
 
-    monkeypatch.setattr("pictures.curves.losses", fail)
+    monkeypatch.setattr("seugpt.plots.curves.losses", fail)
     train.main(run())
     out = capsys.readouterr().out
     assert out.count("loss.png could not be drawn (ImportError: No module named 'nothing')\n") == 3

@@ -7,14 +7,14 @@ import sys
 import pytest
 import torch
 
-from memory import keep_freed_memory, memory_guard
-from model import DeviceError
+from seugpt.errors import DeviceError
+from seugpt.training.memory import keep_freed_memory, memory_guard
 from tests.helpers import ROOT
 
 # Page faults while 64 MB are taken, the fewest of ten times: the system may take pages back in between.
 FAULTS = """
 import resource, sys, torch
-from memory import keep_freed_memory
+from seugpt.training.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 faults = []

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-import optimizer
 import train
 from model import GPT, ModelConfig
-from optimizer import hidden_matrices, learning_rate, make_optimizers, orthogonalize, restore_optimizers
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.training import optimizer
+from seugpt.training.optimizer import hidden_matrices, learning_rate, make_optimizers, orthogonalize, restore_optimizers
 from train import TrainConfig
 
 CPU = torch.device("cpu")

@@ -9,19 +9,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import report
 import train
-from config import Options
-from data.dataset import Dataset
-from distributed import Ranks
-from huggingface import shapes
-from log import RunLog
 from model import GPT, ModelConfig
-from report import count_memory, forward_flops, human, parameter_table
-from tests.helpers import torchrun
+from seugpt.checkpoint.huggingface import shapes
+from seugpt.cli.options import Options
+from seugpt.data.dataset import Dataset
+from seugpt.training import report
+from seugpt.training.distributed import Ranks
+from seugpt.training.logger import RunLog
+from seugpt.training.report import count_memory, forward_flops, human, parameter_table
+from tests.helpers import ROOT, torchrun
 from train import TrainConfig, Trainer
 
-ROOT = Path(report.__file__).parent
 CPU = torch.device("cpu")
 LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 2, "tie_embeddings": False}
 ARCHITECTURES = {

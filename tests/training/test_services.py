@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import checkpoint
 import train
-from log import RunLog
-from metrics import read_metrics
-from services import TensorBoard, Wandb
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.training.logger import RunLog
+from seugpt.training.metrics import read_metrics
+from seugpt.training.trackers import TensorBoard, Wandb
 from tests.helpers import ROOT
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import train
-from data import DataError
 from model import GPT, ModelConfig
-from snapshots import Look, layer_of, load_embeddings, save_embeddings, steps_of
+from seugpt.errors import DataError
+from seugpt.training.layer_stats import Look, layer_of, load_embeddings, save_embeddings, steps_of
 from tests.helpers import resume_state
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
 import train
-from stopping import SIGNALS, Stop
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.training.signals import SIGNALS, Stop
 from tests.helpers import logged_metrics, nested_equal, resume_state, start_script, wait_for_output
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
@@ -84,7 +84,8 @@ def test_what_was_ignored_stays_ignored(tiny, run):
 
 KILLED = """
 import os, random, signal, sys, time
-import checkpoint, train
+import train
+from seugpt.checkpoint import storage as checkpoint
 
 count, seed, *argv = sys.argv[1:]
 dice, step, longest = random.Random(int(seed)), 0, 0.8

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import prepare
 import train
-from config import ConfigError
-from data.dataset import Dataset
-from distributed import Ranks
 from model import GPT, ModelConfig
+from seugpt.checkpoint import storage as checkpoint
+from seugpt.data.dataset import Dataset
+from seugpt.errors import ConfigError
+from seugpt.training.distributed import Ranks
 from tests.helpers import logged_metrics, nested_equal, resume_state, train_configs
 from train import Trainer
 
@@ -192,7 +192,7 @@ def test_a_model_beyond_the_memory_is_one_message(tiny, run, capsys):
 def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(tiny, run, refused, monkeypatch):
     """Where the system promises more memory than it has, it would end the process without a word."""
     monkeypatch.setattr(os, "sysconf", lambda name: 10, raising=False)  # a machine of 10 pages of 10 bytes
-    monkeypatch.setattr("init_from.GPT", None)
+    monkeypatch.setattr("seugpt.training.init_from.GPT", None)
     assert "this machine has 100; a smaller --n_layer" in refused(train.main, *run())
 
 

@@ -1,0 +1,1 @@
+"""Texts, tokenizers and token files. Nothing here imports torch."""

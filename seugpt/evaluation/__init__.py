@@ -1,0 +1,1 @@
+"""The loss of a text, exactly, and zero-shot tasks."""

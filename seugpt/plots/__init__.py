@@ -1,0 +1,1 @@
+"""What visualize.py draws."""
