@@ -36,20 +36,33 @@ UNITS = ("tokens", "bytes", "characters")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    out_dir: Annotated[str, "what to evaluate: a run's folder, a checkpoint, or anything that init_from takes"] = "out"
-    dataset: Annotated[str | None, "folder in data/; None: the one that the model was trained on"] = None
+    out_dir: Annotated[
+        str, "what to evaluate: a run's folder, a checkpoint, or anything that init_from takes"
+    ] = "out"
+    dataset: Annotated[
+        str | None, "folder in data/; None: the one that the model was trained on"
+    ] = None
     split: Annotated[Literal["val", "train"], "which part of it"] = "val"
-    input: Annotated[str | None, "a UTF-8 text instead: a file, or a folder whose files are all read"] = None
-    stride: Annotated[int, "score the last so many tokens of each window, which overlap; 0: all, side by side"] = 0
-    batch_size: Annotated[int | None, "windows, or texts of a task, at a time; None: as many as have 8,192 tokens"] = (
-        None
-    )
-    tasks: Annotated[str | None, "lm-evaluation-harness's, as in lambada_openai,hellaswag, or their .yaml files"] = None
-    num_fewshot: Annotated[int | None, "solved examples before each question of a task; None: as the task says"] = None
+    input: Annotated[
+        str | None, "a UTF-8 text instead: a file, or a folder whose files are all read"
+    ] = None
+    stride: Annotated[
+        int, "score the last so many tokens of each window, which overlap; 0: all, side by side"
+    ] = 0
+    batch_size: Annotated[
+        int | None, "windows, or texts of a task, at a time; None: as many as have 8,192 tokens"
+    ] = None
+    tasks: Annotated[
+        str | None, "lm-evaluation-harness's, as in lambada_openai,hellaswag, or their .yaml files"
+    ] = None
+    num_fewshot: Annotated[
+        int | None, "solved examples before each question of a task; None: as the task says"
+    ] = None
     limit: Annotated[int | None, "questions of each task, to try it; None: all"] = None
     device: Annotated[str, "auto, cpu, cuda, cuda:1, mps"] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], "of the matrix products; auto: float32 on the CPU"
+        Literal["auto", "float32", "bfloat16", "float16"],
+        "of the matrix products; auto: float32 on the CPU",
     ] = "auto"
 
     def __post_init__(self):
@@ -61,10 +74,25 @@ class EvaluateConfig:
             for name, low in lowest.items()
             if values[name] is not None and values[name] < low
         ]
-        apart = [("dataset", "input"), ("tasks", "dataset"), ("tasks", "input"), ("tasks", "stride")]
-        problems += [f"{a}={values[a]} and {b}={values[b]}: one only" for a, b in apart if values[a] and values[b]]
-        lonely = [name for name in ("num_fewshot", "limit") if self.tasks is None and values[name] is not None]
-        problems += [f"{name}={values[name]} is for tasks; name some with --tasks=" for name in lonely]
+        apart = [
+            ("dataset", "input"),
+            ("tasks", "dataset"),
+            ("tasks", "input"),
+            ("tasks", "stride"),
+        ]
+        problems += [
+            f"{a}={values[a]} and {b}={values[b]}: one only"
+            for a, b in apart
+            if values[a] and values[b]
+        ]
+        lonely = [
+            name
+            for name in ("num_fewshot", "limit")
+            if self.tasks is None and values[name] is not None
+        ]
+        problems += [
+            f"{name}={values[name]} is for tasks; name some with --tasks=" for name in lonely
+        ]
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -95,7 +123,9 @@ def split_of(content, options):
     ids, known = dataset.ids[options.split], dataset.bytes[options.split]
     size, unit = (len(ids), 0) if known is None else (known, 1)
     pieces = (piece for _, piece in ids.pieces())
-    return Source(f"{dataset.path}, {options.split}", dataset.tokenizer, pieces, size, unit, dataset.notes)
+    return Source(
+        f"{dataset.path}, {options.split}", dataset.tokenizer, pieces, size, unit, dataset.notes
+    )
 
 
 def text_of(content, options):
@@ -104,8 +134,12 @@ def text_of(content, options):
     text = Text(find_files(options.input), tokenizer.separator, alphabet=True)
     if unknown := sorted(text.alphabet - set(getattr(tokenizer, "chars", text.alphabet))):
         characters = itertools.chain.from_iterable(text.pieces())
-        place = next(number for number, character in enumerate(characters, start=1) if character in unknown)
-        named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        place = next(
+            number for number, character in enumerate(characters, start=1) if character in unknown
+        )
+        named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:8]) + (
+            ", ..." if len(unknown) > 8 else ""
+        )
         raise DataError(
             f"{options.input} has what the model never saw in training, first at character {place:,}: {named}. "
             "A model of bpe or gpt2 tokens knows every text"
@@ -125,12 +159,18 @@ class Tally:
 
     def __init__(self, source):
         self.source, self.sizes = source, token_sizes(source.tokenizer)
-        self.scored, self.whole, self.context = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64), 0
+        self.scored, self.whole, self.context = (
+            np.zeros(3, dtype=np.int64),
+            np.zeros(3, dtype=np.int64),
+            0,
+        )
 
     def watch(self, batches):
         """The same batches, counted, with a bar on a terminal where they take long."""
         unit = f" {UNITS[self.source.unit]}"
-        with tqdm(total=self.source.size, unit=unit, unit_scale=True, leave=False, disable=None, delay=2) as bar:
+        with tqdm(
+            total=self.source.size, unit=unit, unit_scale=True, leave=False, disable=None, delay=2
+        ) as bar:
             for x, y in batches:
                 if not self.whole.any():
                     self.whole += self.sizes[x[0, 0]]
@@ -150,7 +190,12 @@ def load(options):
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for float32 products, as train.py has it
     model = weights.build(content)[0].to(device).eval()
-    return content, model, device, torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return (
+        content,
+        model,
+        device,
+        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+    )
 
 
 def score(content, model, device, autocast, options):
@@ -167,7 +212,9 @@ def score(content, model, device, autocast, options):
     nats = summed_loss(model, tally.watch(batches), device, autocast)[0]
     tokens, size, characters = tally.scored.tolist()
     if not tokens:
-        raise DataError(f"{source.name} is too short: two tokens at least, as the first is only read and never scored")
+        raise DataError(
+            f"{source.name} is too short: two tokens at least, as the first is only read and never scored"
+        )
     if tally.whole[source.unit] != source.size:
         source.notes.append(
             f"{source.name} has {source.size:,} {UNITS[source.unit]}, and its tokens stand for "
@@ -175,10 +222,16 @@ def score(content, model, device, autocast, options):
         )
     for note in source.notes:
         print(f"note: {note}")
-    print(f"{source.name}: {tokens:,} tokens scored, of {size:,} bytes and {characters:,} characters")
+    print(
+        f"{source.name}: {tokens:,} tokens scored, of {size:,} bytes and {characters:,} characters"
+    )
     least = block_size - stride + 1
-    beyond = f"; at least {least} beyond the first window" if least > 1 and tokens > block_size else ""
-    print(f"each from 1 to {min(tokens, block_size)} tokens before it, {tally.context / tokens:.1f} on average{beyond}")
+    beyond = (
+        f"; at least {least} beyond the first window" if least > 1 and tokens > block_size else ""
+    )
+    print(
+        f"each from 1 to {min(tokens, block_size)} tokens before it, {tally.context / tokens:.1f} on average{beyond}"
+    )
     print(f"loss                {nats / tokens:.4f} nats per token")
     print(f"perplexity          {(nats / tokens).exp():.4f}")
     print(f"bits per byte       {nats / math.log(2) / size:.4f}")
@@ -203,7 +256,9 @@ def evaluate(options):
 def main(argv=None):
     with command():
         (options,) = Options(argv, EvaluateConfig, description=__doc__).build()
-        with memory_guard(f"fewer at a time, as in --batch_size={max((options.batch_size or 8) // 2, 1)}"):
+        with memory_guard(
+            f"fewer at a time, as in --batch_size={max((options.batch_size or 8) // 2, 1)}"
+        ):
             evaluate(options)
 
 

@@ -25,16 +25,28 @@ from seugpt.cli.options import Options
 from seugpt.errors import ConfigError
 from seugpt.files import replacing
 
-WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     to: Annotated[str | None, "folder to write"] = None
-    out_dir: Annotated[str, "what to export: a run's folder, a checkpoint, or anything that init_from takes"] = "out"
+    out_dir: Annotated[
+        str, "what to export: a run's folder, a checkpoint, or anything that init_from takes"
+    ] = "out"
 
     def __post_init__(self):
-        problems = [] if self.to else ["to= names no folder to write: python export.py --out_dir=OUT --to=FOLDER"]
+        problems = (
+            []
+            if self.to
+            else ["to= names no folder to write: python export.py --out_dir=OUT --to=FOLDER"]
+        )
         problems += [] if self.out_dir else ["out_dir= is empty"]
         if problems:
             raise ValueError("\n".join(problems))
@@ -65,23 +77,40 @@ def export(source, folder):
     safetensors, text = extra("safetensors").torch, tokenizer.json()
     model, _ = weights.build(content)
     c, N = model.config, tokenizer.vocab_size
-    mark = tokenizer.separator  # between documents; two line ends where the tokenizer has no token for it
+    mark = (
+        tokenizer.separator
+    )  # between documents; two line ends where the tokenizer has no token for it
     end = tokenizer.encode(mark).tolist()[0] if mark.strip() else None
-    drawing = {"do_sample": True, "temperature": 0.8, "top_k": 200, "bos_token_id": end, "eos_token_id": end}
-    drawing |= {"pad_token_id": end, "suppress_tokens": list(range(N, c.vocab_size)) or None}  # the padding's ids
+    drawing = {
+        "do_sample": True,
+        "temperature": 0.8,
+        "top_k": 200,
+        "bos_token_id": end,
+        "eos_token_id": end,
+    }
+    drawing |= {
+        "pad_token_id": end,
+        "suppress_tokens": list(range(N, c.vocab_size)) or None,
+    }  # the padding's ids
     reading = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     reading |= {"model_max_length": c.block_size} | ({} if end is None else {"eos_token": mark})
     files = {
-        "model.safetensors": lambda path: safetensors.save_file(tensors(kind, model, source), path, {"format": "pt"}),
+        "model.safetensors": lambda path: safetensors.save_file(
+            tensors(kind, model, source), path, {"format": "pt"}
+        ),
         "tokenizer.json": lambda path: path.write_text(text, encoding="utf-8"),
         "tokenizer_config.json": lambda path: write_json(path, reading),
         "generation_config.json": lambda path: write_json(path, drawing),
-        "config.json": lambda path: write_json(path, config_json(kind, c, end)),  # last: without it, nothing is there
+        "config.json": lambda path: write_json(
+            path, config_json(kind, c, end)
+        ),  # last: without it, nothing is there
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"to={folder} cannot be made ({error.strerror}); choose another folder") from error
+        raise ConfigError(
+            f"to={folder} cannot be made ({error.strerror}); choose another folder"
+        ) from error
     try:
         for name, write in files.items():
             with replacing(folder / name) as temporary:
@@ -93,7 +122,9 @@ def export(source, folder):
         with contextlib.suppress(OSError):
             folder.rmdir()  # if nothing is in it
         free = shutil.disk_usage(folder.parent).free
-        raise ConfigError(f"cannot write {folder / name} ({free:,} bytes are free there): {error}") from error
+        raise ConfigError(
+            f"cannot write {folder / name} ({free:,} bytes are free there): {error}"
+        ) from error
     print(f"{content['path']} is now a {CLASSES[kind]} in {folder}")
     print(f"let it write: python sample.py --init_from={shlex.quote(str(folder))}")
 

@@ -28,23 +28,47 @@ class ModelConfig:
     """The architecture; the defaults are GPT-2. Raises ValueError, one line for each field that is out of range."""
 
     block_size: Annotated[int, "context length in tokens"] = 1024
-    vocab_size: Annotated[int | None, "rows of the token embedding; None: the tokenizer's, more: padded"] = None
+    vocab_size: Annotated[
+        int | None, "rows of the token embedding; None: the tokenizer's, more: padded"
+    ] = None
     n_layer: Annotated[int, "number of transformer blocks"] = 12
     n_head: Annotated[int, "attention heads in each block"] = 12
-    n_kv_head: Annotated[int | None, "heads of keys and values, shared by groups of heads; None: n_head, 1: MQA"] = None
+    n_kv_head: Annotated[
+        int | None, "heads of keys and values, shared by groups of heads; None: n_head, 1: MQA"
+    ] = None
     n_embd: Annotated[int, "channels: the width of the model"] = 768
-    dropout: Annotated[float, "share of activations zeroed in training; 0 to pretrain, 0.1+ for small data"] = 0.0
-    bias: Annotated[bool, "biases in linear layers and layer norms, as GPT-2 has; without is a bit faster"] = False
-    position: Annotated[Literal["learned", "rope"], "places are learned vectors, or rotations"] = "learned"
-    rope_base: Annotated[float, "rope: the slowest rotation takes about 2 pi times as many tokens"] = 10_000.0
-    norm: Annotated[Literal["layernorm", "rmsnorm"], "rmsnorm subtracts no mean and has no bias"] = "layernorm"
+    dropout: Annotated[
+        float, "share of activations zeroed in training; 0 to pretrain, 0.1+ for small data"
+    ] = 0.0
+    bias: Annotated[
+        bool, "biases in linear layers and layer norms, as GPT-2 has; without is a bit faster"
+    ] = False
+    position: Annotated[Literal["learned", "rope"], "places are learned vectors, or rotations"] = (
+        "learned"
+    )
+    rope_base: Annotated[
+        float, "rope: the slowest rotation takes about 2 pi times as many tokens"
+    ] = 10_000.0
+    norm: Annotated[
+        Literal["layernorm", "rmsnorm"], "rmsnorm subtracts no mean and has no bias"
+    ] = "layernorm"
     norm_eps: Annotated[float, "added to the variance before dividing by its root"] = 1e-5
-    mlp: Annotated[Literal["gelu", "gelu_exact", "swiglu", "relu2"], "between the MLP's linear layers"] = "gelu"
-    mlp_hidden: Annotated[int | None, "channels there; None: 4 n_embd, for swiglu 8/3 n_embd"] = None
-    qk_norm: Annotated[bool, "normalize queries and keys, so that attention cannot grow too sharp"] = False
-    embedding_std: Annotated[float, "of the tokens' embedding at the start; Muon learns faster from 0.3"] = 0.02
+    mlp: Annotated[
+        Literal["gelu", "gelu_exact", "swiglu", "relu2"], "between the MLP's linear layers"
+    ] = "gelu"
+    mlp_hidden: Annotated[int | None, "channels there; None: 4 n_embd, for swiglu 8/3 n_embd"] = (
+        None
+    )
+    qk_norm: Annotated[
+        bool, "normalize queries and keys, so that attention cannot grow too sharp"
+    ] = False
+    embedding_std: Annotated[
+        float, "of the tokens' embedding at the start; Muon learns faster from 0.3"
+    ] = 0.02
     tie_embeddings: Annotated[bool, "one matrix reads tokens and scores them"] = True
-    logit_softcap: Annotated[float, "bend logits so that none is beyond this; Gemma 2 has 30; 0: no cap"] = 0.0
+    logit_softcap: Annotated[
+        float, "bend logits so that none is beyond this; Gemma 2 has 30; 0: no cap"
+    ] = 0.0
 
     @property
     def head_size(self):
@@ -57,23 +81,59 @@ class ModelConfig:
     @property
     def hidden(self):
         """Width of the MLP. With swiglu's third matrix, 8/3 C makes as many parameters as 4 C without it."""
-        return self.mlp_hidden or (math.ceil(self.n_embd / 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd)
+        return self.mlp_hidden or (
+            math.ceil(self.n_embd / 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
+        )
 
     def __post_init__(self):
         values = vars(self)
-        counts = ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "mlp_hidden")
-        problems = [f"{k}={values[k]} must be at least 1" for k in counts if values[k] is not None and values[k] < 1]
-        problems += [f"{k}={values[k]} must be above 0" for k in ("rope_base", "norm_eps") if values[k] <= 0]
-        choices = {"position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"), "mlp": ACTIVATIONS}
-        problems += [f"{k}={values[k]} is none of {', '.join(c)}" for k, c in choices.items() if values[k] not in c]
-        problems += [f"{k}={values[k]} must be at least 0" for k in ("embedding_std", "logit_softcap") if values[k] < 0]
-        problems += [] if 0 <= self.dropout < 1 else [f"dropout={self.dropout} must be at least 0 and below 1"]
+        counts = (
+            "block_size",
+            "vocab_size",
+            "n_layer",
+            "n_head",
+            "n_kv_head",
+            "n_embd",
+            "mlp_hidden",
+        )
+        problems = [
+            f"{k}={values[k]} must be at least 1"
+            for k in counts
+            if values[k] is not None and values[k] < 1
+        ]
+        problems += [
+            f"{k}={values[k]} must be above 0" for k in ("rope_base", "norm_eps") if values[k] <= 0
+        ]
+        choices = {
+            "position": ("learned", "rope"),
+            "norm": ("layernorm", "rmsnorm"),
+            "mlp": ACTIVATIONS,
+        }
+        problems += [
+            f"{k}={values[k]} is none of {', '.join(c)}"
+            for k, c in choices.items()
+            if values[k] not in c
+        ]
+        problems += [
+            f"{k}={values[k]} must be at least 0"
+            for k in ("embedding_std", "logit_softcap")
+            if values[k] < 0
+        ]
+        problems += (
+            []
+            if 0 <= self.dropout < 1
+            else [f"dropout={self.dropout} must be at least 0 and below 1"]
+        )
         if self.n_head > 0 and self.n_embd % self.n_head:
             below = self.n_embd - self.n_embd % self.n_head
             near = f"{below} or {below + self.n_head}" if below > 0 else self.n_head
-            problems.append(f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}; the nearest is {near}")
+            problems.append(
+                f"n_embd={self.n_embd} must be divisible by n_head={self.n_head}; the nearest is {near}"
+            )
         elif self.n_head > 0 and self.position == "rope" and self.head_size % 2:
-            problems.append(f"position=rope turns pairs of channels: n_embd/n_head={self.head_size} must be even")
+            problems.append(
+                f"position=rope turns pairs of channels: n_embd/n_head={self.head_size} must be even"
+            )
         if self.n_head > 0 and self.kv_heads > 0 and self.n_head % self.kv_heads:
             near = ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
             problems.append(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}: {near}")
@@ -147,9 +207,15 @@ class KVCache:
     def __init__(self, config, batch_size, length, like):
         """For up to `length` tokens at a time, on the device and in the dtype of the tensor `like`."""
         self.length, shape = length, (batch_size, config.kv_heads, length, config.head_size)
-        self.keys, self.values = ([like.new_zeros(shape) for _ in range(config.n_layer)] for _ in range(2))
-        self.slot_mask = like.new_empty((batch_size, 1, 1, length))  # 0: a token, -inf: padding, or nothing yet
-        self.seen = torch.zeros(1, dtype=torch.long, device=like.device)  # a tensor: a captured step can count it
+        self.keys, self.values = (
+            [like.new_zeros(shape) for _ in range(config.n_layer)] for _ in range(2)
+        )
+        self.slot_mask = like.new_empty(
+            (batch_size, 1, 1, length)
+        )  # 0: a token, -inf: padding, or nothing yet
+        self.seen = torch.zeros(
+            1, dtype=torch.long, device=like.device
+        )  # a tensor: a captured step can count it
         self.padding = torch.zeros((batch_size, 1), dtype=torch.long, device=like.device)
         self.reset(0)
 
@@ -164,7 +230,9 @@ class KVCache:
 
         `mask` then says what they see, 0, and what not, -inf: of all slots, (B, 1, 1, L), or of each other where T > 1.
         """
-        numbers = self.seen if T == 1 else self.seen + torch.arange(T, device=self.seen.device)  # (T,)
+        numbers = (
+            self.seen if T == 1 else self.seen + torch.arange(T, device=self.seen.device)
+        )  # (T,)
         positions, self.slots = numbers - self.padding, numbers % self.length  # (B, T) and (T,)
         if T == 1:  # whatever lies in the slots is earlier
             self.mask = self.slot_mask.index_fill_(3, self.slots, 0)
@@ -193,8 +261,12 @@ def attention(q, k, v, mask, dropout):
     B, nh, T, hs = q.shape
     if mask is not None or not q.is_cpu or T > 512:
         grouped = k.shape[1] < nh
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped)
-    q = q.reshape(B * k.shape[1], -1, hs)  # (B nkv, nh/nkv T, hs): queries that share keys, one head below the other
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=mask is None, enable_gqa=grouped
+        )
+    q = q.reshape(
+        B * k.shape[1], -1, hs
+    )  # (B nkv, nh/nkv T, hs): queries that share keys, one head below the other
     k, v = k.reshape(-1, T, hs), v.reshape(-1, T, hs)  # (B nkv, T, hs)
     later = q.new_full((T, T), -torch.inf).triu(1).repeat(q.shape[1] // T, 1)  # (nh/nkv T, T)
     weights = torch.baddbmm(later, q, k.mT, alpha=hs**-0.5).softmax(dim=-1)  # (B nkv, nh/nkv T, T)
@@ -208,7 +280,9 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.attn_dropout, self.head_size = layer, config.dropout, config.head_size
         self.heads = (config.n_head, config.kv_heads, config.kv_heads)  # of queries, keys, values
-        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_size, bias=config.bias)  # one matmul
+        self.c_attn = nn.Linear(
+            config.n_embd, sum(self.heads) * config.head_size, bias=config.bias
+        )  # one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = make_dropout(config)
         self.q_norm = make_norm(config, config.head_size) if config.qk_norm else unchanged
@@ -228,7 +302,9 @@ class Attention(nn.Module):
         if cache is not None:
             mask, (k, v) = cache.mask, cache.update(self.layer, k, v)
         y = attention(q, k, v, mask, dropout).transpose(1, 2)  # (B, T, nh, hs)
-        return self.resid_dropout(self.c_proj(y.reshape(x.shape)))  # (B, T, C): the heads side by side
+        return self.resid_dropout(
+            self.c_proj(y.reshape(x.shape))
+        )  # (B, T, C): the heads side by side
 
 
 class MLP(nn.Module):
@@ -278,7 +354,9 @@ class GPT(nn.Module):
             raise ValueError("vocab_size=None: a model needs a number; take it from the tokenizer")
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        self.wpe = (
+            nn.Embedding(config.block_size, config.n_embd) if config.position == "learned" else None
+        )
         self.drop = make_dropout(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
@@ -294,7 +372,9 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
             elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=self.config.embedding_std if name == "wte.weight" else 0.02)
+                nn.init.normal_(
+                    parameter, std=self.config.embedding_std if name == "wte.weight" else 0.02
+                )
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -307,7 +387,9 @@ class GPT(nn.Module):
         """
         if (T := idx.shape[1]) > self.config.block_size:
             raise ValueError(f"{T} tokens do not fit into block_size={self.config.block_size}")
-        positions = torch.arange(T, device=idx.device) if cache is None else cache.advance(T)  # (T,) or (B, T)
+        positions = (
+            torch.arange(T, device=idx.device) if cache is None else cache.advance(T)
+        )  # (T,) or (B, T)
         x, turn = self.wte(idx), None  # (B, T, C)
         if self.wpe is None:
             turn = rotation(positions, self.config.head_size, self.config.rope_base)
@@ -321,7 +403,9 @@ class GPT(nn.Module):
             return soft_cap(self.lm_head(x[:, -1:]), self.config.logit_softcap), None
         logits = soft_cap(self.lm_head(x), self.config.logit_softcap)  # (B, T, V)
         # In float32 whatever autocast chose: a sum of V exponentials needs the digits.
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+        return logits, F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE
+        )
 
     def make_cache(self, batch_size, length):
         return KVCache(self.config, batch_size, length, self.wte.weight)
@@ -336,7 +420,9 @@ class GPT(nn.Module):
         """
         looked_up = {"wpe.weight"} if self.config.tie_embeddings else {"wpe.weight", "wte.weight"}
         N = sum(p.numel() for name, p in self.named_parameters() if name not in looked_up)
-        return 6 * N + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size  # H·Q = C
+        return (
+            6 * N + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+        )  # H·Q = C
 
 
 def pick_device(name="auto", local_rank=0, local_world_size=1):
@@ -345,19 +431,31 @@ def pick_device(name="auto", local_rank=0, local_world_size=1):
     Of several processes on a machine each takes the CUDA device with the number of its local rank.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     if not re.fullmatch(r"(cpu|cuda|mps)(:\d{1,2})?", name):
         raise DeviceError(f"device={name} is unknown; choose auto, cpu, cuda, cuda:1 or mps")
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device=mps is not there: it needs a Mac with Apple silicon; try --device=auto")
+        raise DeviceError(
+            "device=mps is not there: it needs a Mac with Apple silicon; try --device=auto"
+        )
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if local_world_size > count > 0:
-            raise DeviceError(f"{local_world_size} processes on {count} CUDA devices; use --nproc_per_node={count}")
+            raise DeviceError(
+                f"{local_world_size} processes on {count} CUDA devices; use --nproc_per_node={count}"
+            )
         index = local_rank if local_world_size > 1 or device.index is None else device.index
         if index >= count:
-            raise DeviceError(f"device={name} is not there: torch sees {count} CUDA devices; try --device=auto")
+            raise DeviceError(
+                f"device={name} is not there: torch sees {count} CUDA devices; try --device=auto"
+            )
         return torch.device("cuda", index)
     return device
 
@@ -368,15 +466,22 @@ def pick_dtype(name, device, training=False):
     CUDA has it from compute capability 8.0 on: torch.cuda.is_bf16_supported() also says yes to emulation, which is
     slow. On the CPU it pays in training alone (docs/SPEED.md). Raises DeviceError for what the device has not got.
     """
-    cuda, cpu = device.type == "cuda", training and device.type == "cpu" and torch.cpu.get_capabilities()
+    cuda, cpu = (
+        device.type == "cuda",
+        training and device.type == "cpu" and torch.cpu.get_capabilities(),
+    )
     native_bf16 = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
     native_bf16 = native_bf16 or (cpu and (cpu.get("avx512_bf16") or cpu.get("amx_bf16")))
     if name == "auto":
         return torch.bfloat16 if native_bf16 else torch.float16 if cuda else torch.float32
     if name == "bfloat16" and cuda and not native_bf16:
-        raise DeviceError("dtype=bfloat16 needs a GPU of compute capability 8.0 or more; use --dtype=float16")
+        raise DeviceError(
+            "dtype=bfloat16 needs a GPU of compute capability 8.0 or more; use --dtype=float16"
+        )
     if name == "float16" and device.type == "mps":
-        raise DeviceError("dtype=float16 needs a gradient scaler, which MPS has not; use --dtype=bfloat16 or float32")
+        raise DeviceError(
+            "dtype=float16 needs a gradient scaler, which MPS has not; use --dtype=bfloat16 or float32"
+        )
     return getattr(torch, name)
 
 

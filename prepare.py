@@ -22,7 +22,14 @@ from seugpt.cli.values import in_utf8
 from seugpt.data.corpora import CORPORA, obtain
 from seugpt.data.dataset import TokenWriter, dataset_path, fingerprint, write_meta
 from seugpt.data.text import Text, cut_between_words, find_files
-from seugpt.data.tokenizer import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, read_spec, train_bpe
+from seugpt.data.tokenizer import (
+    BPETokenizer,
+    CharTokenizer,
+    gpt2_tokenizer,
+    load_tokenizer,
+    read_spec,
+    train_bpe,
+)
 from seugpt.errors import DataError
 from seugpt.files import replacing_all
 
@@ -31,10 +38,13 @@ FILES = ("train.bin", "val.bin", "meta.json")
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    name: Annotated[str | None, "folder in data/ to write; None: python_docs; built in: " + ", ".join(CORPORA)] = None
-    input: Annotated[str | None, "your own UTF-8 text: a file, or a folder whose files are all read, in name order"] = (
-        None
-    )
+    name: Annotated[
+        str | None, "folder in data/ to write; None: python_docs; built in: " + ", ".join(CORPORA)
+    ] = None
+    input: Annotated[
+        str | None,
+        "your own UTF-8 text: a file, or a folder whose files are all read, in name order",
+    ] = None
     val_input: Annotated[str | None, "text for validation; None: the end of the input"] = None
     tokenizer: Annotated[
         str | None,
@@ -45,17 +55,25 @@ class PrepareConfig:
 
     def __post_init__(self):
         problems = [
-            f"{name}= is empty: leave it out, or name something" for name, value in vars(self).items() if value == ""
+            f"{name}= is empty: leave it out, or name something"
+            for name, value in vars(self).items()
+            if value == ""
         ]
         if self.name is None and self.input is not None:
-            problems.append(f"a text of your own needs a name: python prepare.py NAME --input={self.input}")
+            problems.append(
+                f"a text of your own needs a name: python prepare.py NAME --input={self.input}"
+            )
         if self.name not in (None, *CORPORA) and self.input is None:
             problems.append(
                 f"name={self.name} is not built in ({', '.join(CORPORA)}). "
                 f"For a text of your own: python prepare.py {self.name} --input=FILE_OR_FOLDER"
             )
         known = (None, "char", "gpt2", "bpe")
-        if self.tokenizer not in known and not self.tokenizer.endswith(".json") and not Path(self.tokenizer).is_dir():
+        if (
+            self.tokenizer not in known
+            and not self.tokenizer.endswith(".json")
+            and not Path(self.tokenizer).is_dir()
+        ):
             problems.append(
                 f"tokenizer={self.tokenizer} is not char, gpt2, bpe or the path of a meta.json or tokenizer.json"
             )
@@ -71,7 +89,9 @@ class PrepareConfig:
 
 def demand_apart(option, path, folder):
     """Raise DataError where an input contains the files that are to be written: the next time, they would be read."""
-    source, target = (Path(os.path.realpath(place)) for place in (path, folder))  # a loop of links is refused later
+    source, target = (
+        Path(os.path.realpath(place)) for place in (path, folder)
+    )  # a loop of links is refused later
     if source in (target, *target.parents, *(target / name for name in FILES)):
         raise DataError(
             f"{option}={path} contains {folder}, which is to be written. Move the text into a folder of its own, such "
@@ -90,7 +110,9 @@ def ready_tokenizer(choice):
 
 def encoded(pieces, tokenizer):
     """(piece, its ids) in order. All cores encode ahead, a few pieces each: tiktoken works without Python's lock."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with ThreadPoolExecutor(cores) as pool:
         ahead = deque()
         for piece in pieces:
@@ -141,7 +163,9 @@ def write(folder, parts, tokenizer, source, sha256):
                 f"  {tokens:>13,} tokens  {characters / tokens:.2f} characters per token"
             )
         write_meta(meta, tokenizer, splits, source, sha256)
-    print(f"vocabulary of {tokenizer.vocab_size:,} ({tokenizer.spec()['kind']}); written to {folder}")
+    print(
+        f"vocabulary of {tokenizer.vocab_size:,} ({tokenizer.spec()['kind']}); written to {folder}"
+    )
 
 
 def prepare(options):
@@ -168,9 +192,13 @@ def prepare(options):
         parts = {"train": (text, 0, text.characters), "val": (val_text, 0, val_text.characters)}
     for split, (part, start, stop) in parts.items():
         if start == stop:
-            raise DataError(f"nothing is left for {split}: the text has {part.characters:,} characters")
+            raise DataError(
+                f"nothing is left for {split}: the text has {part.characters:,} characters"
+            )
     if choice == "char":
-        tokenizer = CharTokenizer("".join(sorted(set().union(*(part.alphabet for part, _, _ in parts.values())))))
+        tokenizer = CharTokenizer(
+            "".join(sorted(set().union(*(part.alphabet for part, _, _ in parts.values()))))
+        )
     elif choice == "bpe":
         _, start, stop = parts["train"]
         tokenizer = train_bpe(cut_between_words(text.pieces(start, stop)), options.vocab_size)

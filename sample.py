@@ -33,20 +33,30 @@ MOST_SAMPLES = 1_000_000  # beyond, the texts alone take gigabytes, before torch
 @dataclass(frozen=True)
 class SampleConfig:
     init_from: Annotated[
-        str, "resume: the checkpoint in out_dir; or a checkpoint, its folder, a Hugging Face folder, or gpt2 to gpt2-xl"
+        str,
+        "resume: the checkpoint in out_dir; or a checkpoint, its folder, a Hugging Face folder, or gpt2 to gpt2-xl",
     ] = "resume"
     out_dir: Annotated[str, "folder of a training run: best.pt, else latest.pt, is taken"] = "out"
     start: Annotated[
-        tuple[str, ...], "text to go on from, or FILE:path of a UTF-8 file; may be given several times"
+        tuple[str, ...],
+        "text to go on from, or FILE:path of a UTF-8 file; may be given several times",
     ] = DEFAULT_START
-    interactive: Annotated[bool, "a conversation: type, and the model goes on; Ctrl-C stops the reply"] = False
+    interactive: Annotated[
+        bool, "a conversation: type, and the model goes on; Ctrl-C stops the reply"
+    ] = False
     num_samples: Annotated[int, "samples to draw from each start, all in one batch"] = 10
     max_new_tokens: Annotated[int, "tokens in each sample"] = 500
-    stop: Annotated[tuple[str, ...], "end a sample before this text; may be given several times"] = ()
+    stop: Annotated[
+        tuple[str, ...], "end a sample before this text; may be given several times"
+    ] = ()
     seed: Annotated[int, "the same seed gives the same samples on the same machine"] = 1337
     device: Annotated[str, "auto, cpu, cuda, cuda:1, mps"] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the weights"] = "auto"
-    compile: Annotated[bool, "compile the step of one token, on CUDA as a graph: pays for long samples"] = False
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], "number format of the weights"
+    ] = "auto"
+    compile: Annotated[
+        bool, "compile the step of one token, on CUDA as a graph: pays for long samples"
+    ] = False
 
     def __post_init__(self):
         problems = [
@@ -55,8 +65,12 @@ class SampleConfig:
             if getattr(self, name) < 1
         ]
         if self.num_samples > MOST_SAMPLES:
-            problems.append(f"num_samples={self.num_samples} must be at most {MOST_SAMPLES}; they are drawn at once")
-        problems += [f"{name}= is empty" for name in ("init_from", "out_dir") if not getattr(self, name)]
+            problems.append(
+                f"num_samples={self.num_samples} must be at most {MOST_SAMPLES}; they are drawn at once"
+            )
+        problems += [
+            f"{name}= is empty" for name in ("init_from", "out_dir") if not getattr(self, name)
+        ]
         if not -(2**63) <= self.seed < 2**63:
             problems.append(f"seed={self.seed} must lie between -2**63 and 2**63")
         if not all(is_utf8(in_utf8(stop)) for stop in self.stop):
@@ -103,9 +117,17 @@ class Writer:
             length = self.model.config.block_size if options.interactive else length
             self.decoder = Decoder(self.model, len(prompts), length, options.compile)
             if self.decoder.failure:
-                print(f"torch.compile failed, so the model runs uncompiled: {self.decoder.failure}", file=sys.stderr)
+                print(
+                    f"torch.compile failed, so the model runs uncompiled: {self.decoder.failure}",
+                    file=sys.stderr,
+                )
         tokens = generate(
-            self.decoder, prompts, options.max_new_tokens, self.tokenizer.vocab_size, self.sampling, self.generator
+            self.decoder,
+            prompts,
+            options.max_new_tokens,
+            self.tokenizer.vocab_size,
+            self.sampling,
+            self.generator,
         )
         streams = [TextStream(self.tokenizer, tuple(map(in_utf8, options.stop))) for _ in prompts]
         # A GPU works ahead of Python. To ask it for every token would make it wait, so it is asked for 16 at a time.
@@ -114,7 +136,9 @@ class Writer:
         for count, row in enumerate(tokens, start=1):
             waiting.append(row)
             if len(waiting) == at_once or count == options.max_new_tokens:
-                for number, ids in enumerate(torch.stack(waiting).tolist(), start=count - len(waiting) + 1):
+                for number, ids in enumerate(
+                    torch.stack(waiting).tolist(), start=count - len(waiting) + 1
+                ):
                     for i, token in enumerate(ids):
                         show(i, streams[i].feed(token, last=number == options.max_new_tokens))
                 waiting = []
@@ -125,7 +149,9 @@ class Writer:
 
 def sample(writer, options):
     """Print the samples: the first one while it is being written, the others, from the same batch, after it."""
-    starts = [given_text(start, "start") for start in options.start for _ in range(options.num_samples)]
+    starts = [
+        given_text(start, "start") for start in options.start for _ in range(options.num_samples)
+    ]
     prompts = {start: writer.encode(start) for start in dict.fromkeys(starts)}
     texts = ["" for _ in starts]
 
@@ -143,17 +169,23 @@ def sample(writer, options):
     for start, text in list(zip(starts, texts, strict=True))[1:]:
         print(f"{start}{text}\n---------------")
     sys.stdout.flush()
-    print(f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+    print(
+        f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s", file=sys.stderr
+    )
 
 
 def converse(writer, text):
     """Read lines and let the model go on from all that was said so far."""
-    with contextlib.suppress(ImportError):  # there is none on Windows, where the console itself remembers lines
+    with contextlib.suppress(
+        ImportError
+    ):  # there is none on Windows, where the console itself remembers lines
         import readline  # noqa: F401, arrow keys bring back earlier lines
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     print("\n".join(writer.about), file=sys.stderr, flush=True)
-    print("Type, and the model goes on. /new forgets what was said; Ctrl-C stops a reply, Ctrl-D or /quit leaves.")
+    print(
+        "Type, and the model goes on. /new forgets what was said; Ctrl-C stops a reply, Ctrl-D or /quit leaves."
+    )
     while True:
         try:
             line = input("> ")
@@ -190,10 +222,15 @@ def converse(writer, text):
 def main(argv=None):
     with command():
         sampling, options = Options(argv, Sampling, SampleConfig, description=__doc__).build()
-        with memory_guard(f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"):
+        with memory_guard(
+            f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"
+        ):
             writer = Writer(options, sampling)
             if options.interactive:
-                converse(writer, "" if options.start == DEFAULT_START else given_text(options.start[0], "start"))
+                converse(
+                    writer,
+                    "" if options.start == DEFAULT_START else given_text(options.start[0], "start"),
+                )
             else:
                 sample(writer, options)
 

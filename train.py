@@ -45,24 +45,38 @@ class TrainConfig:
     out_dir: Annotated[str, "folder for checkpoints, logs and the loss curve"] = "out"
     eval_interval: Annotated[int, "steps between evaluations; each one saves latest.pt"] = 2000
     log_interval: Annotated[int, "steps between logged training losses"] = 1
-    eval_iters: Annotated[int, "batches in an evaluation, evenly spaced over a split; 0: both splits whole"] = 200
+    eval_iters: Annotated[
+        int, "batches in an evaluation, evenly spaced over a split; 0: both splits whole"
+    ] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     report: Annotated[bool, "count parameters, FLOPs and memory of the run, and stop"] = False
     measure: Annotated[bool, "the same, and how fast the steps are"] = False
-    always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"] = True
-    keep_checkpoints: Annotated[int, "of how many evaluations latest.pt is kept as step-00001000.pt; 0: none"] = 0
+    always_save_checkpoint: Annotated[
+        bool, "nanoGPT's; no effect: latest.pt is always saved, best.pt if better"
+    ] = True
+    keep_checkpoints: Annotated[
+        int, "of how many evaluations latest.pt is kept as step-00001000.pt; 0: none"
+    ] = 0
     snapshot_interval: Annotated[int, "steps between looks inside, for visualize.py; 0: none"] = 0
     patience: Annotated[int, "end after so many evaluations without a better one; 0: never"] = 0
-    init_from: Annotated[str, "scratch, resume, auto (resume if it can), or weights: a path, gpt2, ..."] = "scratch"
+    init_from: Annotated[
+        str, "scratch, resume, auto (resume if it can), or weights: a path, gpt2, ..."
+    ] = "scratch"
     new_data: Annotated[bool, "resume although the tokens of the data set have changed"] = False
     wandb_log: Annotated[bool, "log to Weights & Biases as well"] = False
     wandb_project: Annotated[str, "its project"] = "seugpt"
     wandb_run_name: Annotated[str, "its name for this run"] = "run"
-    tensorboard: Annotated[bool, "write event files for TensorBoard as well, into out_dir/tensorboard"] = False
+    tensorboard: Annotated[
+        bool, "write event files for TensorBoard as well, into out_dir/tensorboard"
+    ] = False
     dataset: Annotated[str, "folder in data/, written by prepare.py"] = "openwebtext"
-    gradient_accumulation_steps: Annotated[int, "micro-batches in a step, over all GPUs together"] = 40
+    gradient_accumulation_steps: Annotated[
+        int, "micro-batches in a step, over all GPUs together"
+    ] = 40
     batch_size: Annotated[int, "sequences in a micro-batch"] = 12
-    optimizer: Annotated[Literal["adamw", "muon"], "muon: for the blocks' matrices, adamw for the rest"] = "adamw"
+    optimizer: Annotated[
+        Literal["adamw", "muon"], "muon: for the blocks' matrices, adamw for the rest"
+    ] = "adamw"
     learning_rate: Annotated[float, "the peak, reached after the warmup"] = 6e-4
     muon_lr: Annotated[float, "Muon's peak; it rises and falls with learning_rate"] = 0.02
     max_iters: Annotated[int, "steps to train"] = 600_000
@@ -72,22 +86,54 @@ class TrainConfig:
     grad_clip: Annotated[float, "longest gradient that passes unshortened; 0: no limit"] = 1.0
     decay_lr: Annotated[bool, "warm up and decay the learning rate; False: constant"] = True
     warmup_iters: Annotated[int, "steps of linear warmup"] = 2000
-    lr_decay_iters: Annotated[int, "step at which the decay reaches min_lr; usually max_iters"] = 600_000
-    cooldown_iters: Annotated[int, "decay in a line over so many last steps, constant before; 0: a cosine"] = 0
+    lr_decay_iters: Annotated[int, "step at which the decay reaches min_lr; usually max_iters"] = (
+        600_000
+    )
+    cooldown_iters: Annotated[
+        int, "decay in a line over so many last steps, constant before; 0: a cosine"
+    ] = 0
     min_lr: Annotated[float, "learning rate at the end; usually a tenth of the peak"] = 6e-5
-    backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "of DDP; auto: nccl on CUDA, gloo elsewhere"] = "auto"
+    backend: Annotated[
+        Literal["auto", "nccl", "gloo", "mpi"], "of DDP; auto: nccl on CUDA, gloo elsewhere"
+    ] = "auto"
     device: Annotated[str, "auto: cuda, else mps, else cpu; or one of them, or cuda:1"] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "number format of the matrix products"] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], "number format of the matrix products"
+    ] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on CUDA"] = "auto"
     seed: Annotated[int, "of the weights, the batches and the dropout"] = 1337
 
     def __post_init__(self):
-        counts = ("eval_iters", "max_iters", "warmup_iters", "lr_decay_iters", "cooldown_iters", "seed", "patience")
-        rates = ("learning_rate", "muon_lr", "min_lr", "weight_decay", "grad_clip", "beta1", "beta2")
+        counts = (
+            "eval_iters",
+            "max_iters",
+            "warmup_iters",
+            "lr_decay_iters",
+            "cooldown_iters",
+            "seed",
+            "patience",
+        )
+        rates = (
+            "learning_rate",
+            "muon_lr",
+            "min_lr",
+            "weight_decay",
+            "grad_clip",
+            "beta1",
+            "beta2",
+        )
         lowest = dict.fromkeys((*counts, "keep_checkpoints", "snapshot_interval", *rates), 0)
-        lowest |= dict.fromkeys(("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1)
-        problems = [f"{k}={vars(self)[k]} must be at least {low}" for k, low in lowest.items() if vars(self)[k] < low]
-        problems += [f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1]
+        lowest |= dict.fromkeys(
+            ("eval_interval", "log_interval", "gradient_accumulation_steps", "batch_size"), 1
+        )
+        problems = [
+            f"{k}={vars(self)[k]} must be at least {low}"
+            for k, low in lowest.items()
+            if vars(self)[k] < low
+        ]
+        problems += [
+            f"{k}={vars(self)[k]} must be below 1" for k in ("beta1", "beta2") if vars(self)[k] >= 1
+        ]
         problems += [f"seed={self.seed} must be below 2**63"] if self.seed >= 2**63 else []
         problems += [] if self.out_dir else ["out_dir= is empty"]
         if problems:
@@ -107,14 +153,22 @@ class Trainer:
         self.options, self.dataset, self.ranks, self.log = options, dataset, ranks, log
         self.device, self.dtype = device, dtype
         self.bare = model.to(device)  # what is saved and evaluated; self.model may be wrapped
-        self.micro_steps, self.rows = ranks.share(options.gradient_accumulation_steps, options.batch_size)
+        self.micro_steps, self.rows = ranks.share(
+            options.gradient_accumulation_steps, options.batch_size
+        )
         self.optimizers = make_optimizers(model, options, device, dtype)
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.peak_flops = (peak_flops(device, dtype) or 0) * ranks.world_size  # 0: not known
         self.step, self.saved_at, self.evaluated_at, self.look = 0, None, None, None
-        self.best_val_loss, self.best_step, self.worse = math.inf, 0, 0  # worse: evaluations since the best one
-        self.clipped = torch.zeros((), dtype=torch.long, device=device)  # steps since the last logged one
+        self.best_val_loss, self.best_step, self.worse = (
+            math.inf,
+            0,
+            0,
+        )  # worse: evaluations since the best one
+        self.clipped = torch.zeros(
+            (), dtype=torch.long, device=device
+        )  # steps since the last logged one
         self.model = ranks.replicate(self.bare, device)
         log.say(f"device {device}, {str(dtype).removeprefix('torch.')}")
         if options.compiles(device):
@@ -155,7 +209,9 @@ class Trainer:
         index = self.step * self.micro_steps + micro_step
         if self.rows is None:  # each rank has micro-batches of its own
             index = index * self.ranks.world_size + self.ranks.rank
-        pair = self.dataset.batch("train", index, options.batch_size, self.bare.config.block_size, options.seed)
+        pair = self.dataset.batch(
+            "train", index, options.batch_size, self.bare.config.block_size, options.seed
+        )
         return [self.to_device(array if self.rows is None else array[self.rows]) for array in pair]
 
     def to_device(self, array):
@@ -221,7 +277,11 @@ class Trainer:
         """Log the step just made, and the speed since the last line without evaluations."""
         seconds, steps = time.perf_counter() - self.clock_start, self.step - self.clock_step
         tokens_per_s = self.options.tokens_per_step(self.bare.config.block_size) * steps / seconds
-        mfu = tokens_per_s * self.bare.flops_per_token() / self.peak_flops if self.peak_flops else None
+        mfu = (
+            tokens_per_s * self.bare.flops_per_token() / self.peak_flops
+            if self.peak_flops
+            else None
+        )
         norm = grad_norm.item()
         values = {"loss": loss, "lr": lr, "clipped": self.clipped.item()}
         values["grad_norm"] = norm if math.isfinite(norm) else None  # None: float16 overflowed
@@ -233,17 +293,25 @@ class Trainer:
         self.bare.eval()
         losses = self.evaluate(self.bare)
         if not math.isfinite(losses["val"]):
-            raise not_finite(f"validation loss {losses['val']}", self.step, self.dtype, self.options)
+            raise not_finite(
+                f"validation loss {losses['val']}", self.step, self.dtype, self.options
+            )
         best = losses["val"] < self.best_val_loss
         if best:
             self.best_val_loss, self.best_step = losses["val"], self.step
         self.worse, self.evaluated_at = 0 if best else self.worse + 1, self.step
         if self.ranks.rank == 0:
-            norm = torch.nn.utils.get_total_norm([p.detach() for p in self.bare.parameters()]).item()
-            self.log.evaluation(self.step, losses, norm, self.sample(), self.bare.config.vocab_size, best)
+            norm = torch.nn.utils.get_total_norm(
+                [p.detach() for p in self.bare.parameters()]
+            ).item()
+            self.log.evaluation(
+                self.step, losses, norm, self.sample(), self.bare.config.vocab_size, best
+            )
             self.draw_losses()
             self.log.no_better(self.worse, self.best_val_loss, self.best_step)
-        if not self.options.eval_only:  # after the log: what a resume finds logged beyond its checkpoint, it drops
+        if (
+            not self.options.eval_only
+        ):  # after the log: what a resume finds logged beyond its checkpoint, it drops
             self.save(losses["val"], best)
         self.bare.train()
         self.restart_clock()
@@ -259,29 +327,40 @@ class Trainer:
             run = curves.to_run(folder.name, parsed_lines(folder / "metrics.jsonl"))
             curves.losses(folder / "loss.png", [run])
             gc.collect()  # figures refer to themselves in circles, and would pile up for thousands of steps
-        except Exception as error:  # MPLBACKEND, a font, TeX, a picture that Windows locks: no reason to stop
+        except (
+            Exception
+        ) as error:  # MPLBACKEND, a font, TeX, a picture that Windows locks: no reason to stop
             reason = str(error).partition("\n")[0]
             self.log.say(f"loss.png could not be drawn ({type(error).__name__}: {reason})")
 
     @torch.no_grad()
     def evaluate(self, model, splits=("train", "val")):
         """{split: loss} of a model in eval mode: means over the same tokens each time and over all ranks."""
-        shape, part = (self.options.batch_size, self.bare.config.block_size), (self.ranks.rank, self.ranks.world_size)
+        shape, part = (
+            (self.options.batch_size, self.bare.config.block_size),
+            (self.ranks.rank, self.ranks.world_size),
+        )
         losses = {}
         for split in splits:
             batches = self.dataset.evaluation_batches(split, self.options.eval_iters, *shape, *part)
-            total = self.ranks.sum(summed_loss(model, batches, self.device, self.autocast), self.device)
+            total = self.ranks.sum(
+                summed_loss(model, batches, self.device, self.autocast), self.device
+            )
             losses[split] = (total[0] / total[1]).item()
         return losses
 
     def evaluate_original(self, content):
         """Say the loss of weights as they were before they were adapted to another architecture."""
         if weights.config_of(content).block_size < self.bare.config.block_size:
-            self.log.say("the weights as they were cannot read so long a context: no loss of before")
+            self.log.say(
+                "the weights as they were cannot read so long a context: no loss of before"
+            )
             return
         original = weights.build(content)[0].to(self.device).eval()
         loss = self.evaluate(original, ("val",))["val"]
-        self.log.say(f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0")
+        self.log.say(
+            f"validation loss of the weights as they were: {loss:.4f}; adapted and untrained, at step 0"
+        )
 
     def sample(self):
         """A short text that the model writes now, from the first validation token on; always with the same dice."""
@@ -321,8 +400,16 @@ class Trainer:
         if best:
             checkpoint.save(folder / "best.pt", content)
         content["optimizer"] = [optimizer.state_dict() for optimizer in self.optimizers]
-        content |= {"scaler": self.scaler.state_dict(), "generators": generators, "best_val_loss": self.best_val_loss}
-        content |= {"best_step": self.best_step, "worse": self.worse, "evaluated_on": self.evaluated_on()}
+        content |= {
+            "scaler": self.scaler.state_dict(),
+            "generators": generators,
+            "best_val_loss": self.best_val_loss,
+        }
+        content |= {
+            "best_step": self.best_step,
+            "worse": self.worse,
+            "evaluated_on": self.evaluated_on(),
+        }
         content["fingerprint"] = self.dataset.fingerprint
         checkpoint.save(folder / "latest.pt", content)
         if self.options.keep_checkpoints and not math.isnan(val_loss):
@@ -340,19 +427,37 @@ class Trainer:
             if content["scaler"]:  # empty where the run was not in float16
                 self.scaler.load_state_dict(content["scaler"])
             generators = content["generators"]
-            checkpoint.set_generator_states(generators[self.ranks.rank % len(generators)], self.device)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
-            raise CheckpointError(f"{content['path']} is damaged inside: {type(error).__name__} {error}") from error
+            checkpoint.set_generator_states(
+                generators[self.ranks.rank % len(generators)], self.device
+            )
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+            ZeroDivisionError,
+            RuntimeError,
+        ) as error:
+            raise CheckpointError(
+                f"{content['path']} is damaged inside: {type(error).__name__} {error}"
+            ) from error
         self.step = self.saved_at = content["step"]
-        self.evaluated_at = None if math.isnan(content["val_loss"]) or self.options.eval_only else self.step
+        self.evaluated_at = (
+            None if math.isnan(content["val_loss"]) or self.options.eval_only else self.step
+        )
         best = (math.inf, 0, 0)
-        if self.ranks.rank == 0 and not self.options.eval_only:  # it may move best.pt aside, before the others look
+        if (
+            self.ranks.rank == 0 and not self.options.eval_only
+        ):  # it may move best.pt aside, before the others look
             *best, note = checkpoint.best_so_far(content, self.options.out_dir, self.evaluated_on())
             if note:
                 self.log.say(note)
         self.best_val_loss, self.best_step, self.worse = self.ranks.from_first(best)
         if len(generators) != self.ranks.world_size:
-            self.log.say(f"{len(generators)} process(es) wrote it: the data goes on as it was, but dropout does not")
+            self.log.say(
+                f"{len(generators)} process(es) wrote it: the data goes on as it was, but dropout does not"
+            )
 
 
 def train(model_config, options, content):
@@ -377,7 +482,9 @@ def train(model_config, options, content):
         return
     if resume:  # what is written from here on says how the run began
         check_data(content, options, dataset)
-        options = replace(options, init_from=content["train_config"].get("init_from", "scratch"), new_data=False)
+        options = replace(
+            options, init_from=content["train_config"].get("init_from", "scratch"), new_data=False
+        )
     if ranks.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
     log = RunLog(options, content if resume else None, silent=ranks.rank > 0)
@@ -404,7 +511,9 @@ def train(model_config, options, content):
 
 def main(argv=None):
     with command():
-        model_config, options, content = resolve(Options(argv, ModelConfig, TrainConfig, description=__doc__))
+        model_config, options, content = resolve(
+            Options(argv, ModelConfig, TrainConfig, description=__doc__)
+        )
         with memory_guard(memory_advice(options.batch_size, options.gradient_accumulation_steps)):
             train(model_config, options, content)
 

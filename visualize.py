@@ -32,7 +32,9 @@ from seugpt.training.memory import memory_guard
 class Picture:
     """What all pictures share."""
 
-    out: Annotated[str | None, "the run's folder, a checkpoint, or what else sample.py's init_from takes"] = None
+    out: Annotated[
+        str | None, "the run's folder, a checkpoint, or what else sample.py's init_from takes"
+    ] = None
     to: Annotated[str | None, "file to write, .png or .svg; None: one in the run's folder"] = None
     show: Annotated[bool, "open a window as well"] = False
     endings = (".png", ".svg")  # of `to`
@@ -42,8 +44,14 @@ class Picture:
 
     def __post_init__(self):
         right = self.to is None or Path(self.to).suffix.lower() in self.endings
-        problems = self.problems() + ([] if right else [f"to={self.to} must end in {' or '.join(self.endings)}"])
-        problems += [] if self.out and all(self.out) else ["out is missing: name a run's folder, as in out-quickstart"]
+        problems = self.problems() + (
+            [] if right else [f"to={self.to} must end in {' or '.join(self.endings)}"]
+        )
+        problems += (
+            []
+            if self.out and all(self.out)
+            else ["out is missing: name a run's folder, as in out-quickstart"]
+        )
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -79,8 +87,12 @@ def activations(options):
 
 @dataclass(frozen=True)
 class EmbeddingsPicture(Picture):
-    of: Annotated[Literal["tokens", "positions", "similarity"], "similarity: of positions to each other"] = "tokens"
-    method: Annotated[Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"] = "pca"
+    of: Annotated[
+        Literal["tokens", "positions", "similarity"], "similarity: of positions to each other"
+    ] = "tokens"
+    method: Annotated[
+        Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"
+    ] = "pca"
 
 
 def embeddings(options):
@@ -104,16 +116,21 @@ def embeddings(options):
 def learned_positions(table, source):
     """The table, if there is one. Raises DataError."""
     if table is None:
-        raise DataError(f"{source} has position=rope: its positions are rotations, and no learned vectors to look at")
+        raise DataError(
+            f"{source} has position=rope: its positions are rotations, and no learned vectors to look at"
+        )
     return table
 
 
 @dataclass(frozen=True)
 class Animation(Picture):
     of: Annotated[Literal["tokens", "positions"], "what moves"] = "tokens"
-    method: Annotated[Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"] = "pca"
+    method: Annotated[
+        Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"
+    ] = "pca"
     highlight: Annotated[
-        tuple[str, ...], "characters or positions in a colour of their own, as in aeiou, 0-9 or 12-14; several times"
+        tuple[str, ...],
+        "characters or positions in a colour of their own, as in aeiou, 0-9 or 12-14; several times",
     ] = ()
     endings = (".gif",)
 
@@ -127,7 +144,9 @@ def animate(options):
 
     found = snapshots.steps_of(options.out)
     if not found:
-        raise DataError(f"{options.out} has no snapshots. Train with --snapshot_interval=100, and animate again")
+        raise DataError(
+            f"{options.out} has no snapshots. Train with --snapshot_interval=100, and animate again"
+        )
     tokens, rows = token_rows(weights.tokenizer_of(weights.load(options.out)))
     states = [snapshots.load_embeddings(path) for path in found.values()]
     if options.of == "tokens":
@@ -147,7 +166,11 @@ class TextPicture(Picture):
 
     def problems(self):
         given = self.text not in (None, "", "FILE:")
-        return [] if given else ['text= is missing: give --text="Once upon a time", or --text=FILE:path']
+        return (
+            []
+            if given
+            else ['text= is missing: give --text="Once upon a time", or --text=FILE:path']
+        )
 
 
 @dataclass(frozen=True)
@@ -160,7 +183,14 @@ def attention(options):
     """Where each token of a text looks: a map for every head, a large one with --layer=2 --head=0."""
     from seugpt.plots.attention import maps
 
-    return maps(options.path("attention.png"), options.out, options.text, options.layer, options.head, options.show)
+    return maps(
+        options.path("attention.png"),
+        options.out,
+        options.text,
+        options.layer,
+        options.head,
+        options.show,
+    )
 
 
 def heads(options):
@@ -172,7 +202,11 @@ def heads(options):
 
 @dataclass(frozen=True)
 class NextPicture(TextPicture):
-    temperature: Annotated[tuple[float, ...], "as in sample.py; may be given several times"] = (0.5, 1.0, 1.5)
+    temperature: Annotated[tuple[float, ...], "as in sample.py; may be given several times"] = (
+        0.5,
+        1.0,
+        1.5,
+    )
     top_k: Annotated[int | None, "as in sample.py"] = None
     top_p: Annotated[float, "as in sample.py"] = 1.0
     bars: Annotated[int, "how many tokens have a bar of their own"] = 15
@@ -181,8 +215,12 @@ class NextPicture(TextPicture):
     def problems(self):
         problems = super().problems()
         problems += [] if 1 <= self.bars <= 100 else [f"bars={self.bars} must be 1 to 100"]
-        problems += [] if 1 <= self.samples <= 10**6 else [f"samples={self.samples} must be 1 to 1000000"]
-        problems += [] if 1 <= len(self.temperature) <= 4 else ["temperature= may be given 1 to 4 times"]
+        problems += (
+            [] if 1 <= self.samples <= 10**6 else [f"samples={self.samples} must be 1 to 1000000"]
+        )
+        problems += (
+            [] if 1 <= len(self.temperature) <= 4 else ["temperature= may be given 1 to 4 times"]
+        )
         try:
             self.samplings()
         except ValueError as error:
@@ -234,9 +272,13 @@ def main(argv=None):
         if name in ("-h", "--help"):
             return print(__doc__)
         if name not in COMMANDS:
-            raise ConfigError(f"{name} is none of {', '.join(COMMANDS)}; see python visualize.py --help")
+            raise ConfigError(
+                f"{name} is none of {', '.join(COMMANDS)}; see python visualize.py --help"
+            )
         draw, options_class = COMMANDS[name]
-        (options,) = Options(rest, options_class, description=draw.__doc__, positional="out").build()
+        (options,) = Options(
+            rest, options_class, description=draw.__doc__, positional="out"
+        ).build()
         with memory_guard("a shorter --text, or a smaller model"):
             print(f"written: {draw(options)}")
 

@@ -6,7 +6,9 @@ out_dir = "out-gpt2-15m"
 dataset = "gpt2_15m"
 
 gradient_accumulation_steps = 1
-batch_size = 32  # out of memory: 16 or 8 with twice or four times the accumulation, or block_size = 128
+batch_size = (
+    32  # out of memory: 16 or 8 with twice or four times the accumulation, or block_size = 128
+)
 block_size = 256
 
 vocab_size = 50304

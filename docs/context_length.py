@@ -46,7 +46,9 @@ def whole_bits_per_byte(model, rows, bytes_per_token):
     longer = weights.GPT(replace(model.config, block_size=rows.shape[1] - 1)).eval()
     longer.load_state_dict(model.state_dict())
     losses = [
-        F.cross_entropy(longer(part[:, :-1], part[:, 1:])[0][:, -T:].flatten(0, 1), part[:, -T:].flatten())
+        F.cross_entropy(
+            longer(part[:, :-1], part[:, 1:])[0][:, -T:].flatten(0, 1), part[:, -T:].flatten()
+        )
         for part in rows.split(64)
     ]
     sizes = [len(part) for part in rows.split(64)]

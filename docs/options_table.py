@@ -29,13 +29,20 @@ CLASSES = {
 def options_table():
     lines = []
     for script, classes in CLASSES.items():
-        lines += [f"**{script}**", "", "| option | default | type | what it does |", "|---|---|---|---|"]
+        lines += [
+            f"**{script}**",
+            "",
+            "| option | default | type | what it does |",
+            "|---|---|---|---|",
+        ]
         rows = []
         for cls in classes:
             types = option_types(cls)
             for field in fields(cls):
                 kind, help_text = types[field.name]
-                rows.append(f"| `{field.name}` | `{field.default!r}` | {describe(kind)} | {help_text} |")
+                rows.append(
+                    f"| `{field.name}` | `{field.default!r}` | {describe(kind)} | {help_text} |"
+                )
         lines += [*dict.fromkeys(rows), ""]  # pictures share some
     return "\n".join(lines)
 

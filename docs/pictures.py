@@ -20,7 +20,10 @@ import visualize
 
 DOCS = Path(__file__).parent
 DATA, IMAGES = DOCS / "data", DOCS / "images"
-WHOLE = ("out-gptlab-cpu", "out-gptlab-10000")  # kept with their weights and snapshots, the others with their metrics
+WHOLE = (
+    "out-gptlab-cpu",
+    "out-gptlab-10000",
+)  # kept with their weights and snapshots, the others with their metrics
 KEPT = 200  # lines of logged batches of a run
 
 PICTURES = {
@@ -45,22 +48,31 @@ PICTURES = {
 
 def keep():
     """Copy the small part of each run that has a place in docs/data or in PICTURES."""
-    runs = {word for line in PICTURES.values() for word in shlex.split(line) if word.startswith("out-")}
+    runs = {
+        word for line in PICTURES.values() for word in shlex.split(line) if word.startswith("out-")
+    }
     for run in sorted(runs):
         if not Path(run).is_dir():
             print(f"{run} is not here: what docs/data has of it stays")
             continue
         shutil.rmtree(DATA / run, ignore_errors=True)
         (DATA / run).mkdir(parents=True)
-        lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         batches = [line for line in lines if "loss" in line]
         thinned = batches[:: -(-len(batches) // KEPT)]
         kept = [line for line in lines if "loss" not in line or line in thinned]
-        text = "".join(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n" for line in kept)
+        text = "".join(
+            json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n" for line in kept
+        )
         (DATA / run / "metrics.jsonl").write_text(text, encoding="utf-8")
         if run in WHOLE:
             shutil.copy(Path(run) / "best.pt", DATA / run)
-            shutil.copytree(Path(run) / "snapshots", DATA / run / "snapshots") if run == WHOLE[0] else None
+            shutil.copytree(Path(run) / "snapshots", DATA / run / "snapshots") if run == WHOLE[
+                0
+            ] else None
 
 
 def main():
@@ -69,7 +81,9 @@ def main():
     os.chdir(DOCS.parent)  # the commands name files as they are seen from there
     IMAGES.mkdir(exist_ok=True)
     for name, line in PICTURES.items():
-        words = [str(DATA / word) if word.startswith("out-") else word for word in shlex.split(line)]
+        words = [
+            str(DATA / word) if word.startswith("out-") else word for word in shlex.split(line)
+        ]
         visualize.main([*words, f"--to={IMAGES / name}"])
     speed.main()
 

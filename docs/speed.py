@@ -21,7 +21,11 @@ DOCS = Path(__file__).parent
 
 def read(name):
     path = DOCS / "speed" / name
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 def table(head, rows):
@@ -35,7 +39,14 @@ def steps(results):
     for ours, theirs in pairwise(results):
         if theirs["contender"] != "seuGPT":
             times = [f"{r['step_ms']:.1f} ({r['dtype']})" for r in (theirs, ours)]
-            rows.append([theirs["contender"], *times, spread(theirs["ratios"], ".2f"), f"{ours['floor_ms']:.1f}"])
+            rows.append(
+                [
+                    theirs["contender"],
+                    *times,
+                    spread(theirs["ratios"], ".2f"),
+                    f"{ours['floor_ms']:.1f}",
+                ]
+            )
     return table(["peer", "its step, ms", "ours, ms", "ratio", "our floor, ms"], rows)
 
 
@@ -52,7 +63,15 @@ def races(results):
             f"{len(reached)} of {len(group)}", f"{statistics.median(reached):.0f}" if reached else "",
             f"{min(r['loss'] for r in group):.4f} to {max(r['loss'] for r in group):.4f}",
         ])  # fmt: skip
-    head = ["run", "parameters", "seeds", "seconds of training", "reached 1.898", "in steps", "loss at the end"]
+    head = [
+        "run",
+        "parameters",
+        "seeds",
+        "seconds of training",
+        "reached 1.898",
+        "in steps",
+        "loss at the end",
+    ]
     return table(head, rows)
 
 
@@ -69,9 +88,18 @@ def decodes(results):
             speeds = [f"{r['tokens_per_s']:,.0f}" for r in (theirs, ours)]
             floor = f"{ours['floor_tokens_per_s']:,.0f}"
             rows.append(
-                [theirs["contender"], ours["compile"], ours["rows"], *speeds, spread(theirs["ratios"], ".2f"), floor]
+                [
+                    theirs["contender"],
+                    ours["compile"],
+                    ours["rows"],
+                    *speeds,
+                    spread(theirs["ratios"], ".2f"),
+                    floor,
+                ]
             )
-    return table(["peer", "`--compile`", "rows", "its tokens/s", "ours", "ratio", "our floor"], rows)
+    return table(
+        ["peer", "`--compile`", "rows", "its tokens/s", "ours", "ratio", "our floor"], rows
+    )
 
 
 def whole_runs(results):
@@ -80,8 +108,13 @@ def whole_runs(results):
         seconds.setdefault(r["contender"], []).append(r["seconds"])
         last[r["contender"]] = f"{r['loss']:.4f}, step {r['steps']:,}"
     ours = seconds.get("seuGPT")
-    rows = [[name, spread(s, ".1f"), spread(ratios(s, ours), ".2f"), last[name]] for name, s in seconds.items()]
-    return table(["whole command", "seconds", "times ours", "its last validation loss (20 batches)"], rows)
+    rows = [
+        [name, spread(s, ".1f"), spread(ratios(s, ours), ".2f"), last[name]]
+        for name, s in seconds.items()
+    ]
+    return table(
+        ["whole command", "seconds", "times ours", "its last validation loss (20 batches)"], rows
+    )
 
 
 def prepares(results):
@@ -90,7 +123,14 @@ def prepares(results):
 
 
 def costs(results):
-    head = ["parameters", "block_size", "tokens in a step", "tokens/s", "GFLOP/s", "peak memory, MB"]
+    head = [
+        "parameters",
+        "block_size",
+        "tokens in a step",
+        "tokens/s",
+        "GFLOP/s",
+        "peak memory, MB",
+    ]
     return table(head, [
         [f"{r['parameters']:,}", r["block_size"], r["tokens_per_step"], f"{r['tokens_per_s']:,.0f}",
          f"{r['flops_per_s'] / 1e9:,.0f}", f"{r['peak_memory_bytes'] / 1e6:,.0f}"] for r in results

@@ -23,7 +23,11 @@ def replacing_all(*paths):
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # write(2) does not know the name of its file
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+        ):  # write(2) does not know the name of its file
             error.filename = str(paths[0].parent)
         raise
     finally:

@@ -5,7 +5,9 @@ import random
 import signal
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for models this small, threads that wait cost the most
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: for models this small, threads that wait cost the most
 
 import pytest
 
@@ -13,9 +15,15 @@ import prepare
 from seugpt.data.tokenizer import read_spec
 from tests.helpers import EVAL_TEXT, RUN, gpt2_or_skip
 
-for name in ("SIGINT", "SIGHUP"):  # ignored in the background of a script, under nohup; processes of tests inherit it
+for name in (
+    "SIGINT",
+    "SIGHUP",
+):  # ignored in the background of a script, under nohup; processes of tests inherit it
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
-        signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+        signal.signal(
+            getattr(signal, name),
+            signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL,
+        )
 
 
 @pytest.fixture
@@ -30,7 +38,9 @@ def tiny(workspace):
     """data/tiny, by characters: 6,000 of them, with accents, in words that repeat."""
     dice = random.Random(0)
     words = "o menino viu a maçã e não comeu; \n".split(" ")
-    (workspace / "tiny.txt").write_text(" ".join(dice.choices(words, k=2000))[:6000], encoding="utf-8")
+    (workspace / "tiny.txt").write_text(
+        " ".join(dice.choices(words, k=2000))[:6000], encoding="utf-8"
+    )
     prepare.main(["tiny", "--input=tiny.txt"])
     return workspace
 
@@ -42,7 +52,12 @@ def eval_spec(request, workspace):
         gpt2_or_skip()
     Path("train.txt").write_text(EVAL_TEXT * 3, encoding="utf-8")
     Path("val.txt").write_text(EVAL_TEXT, encoding="utf-8")
-    options = ["--input=train.txt", "--val_input=val.txt", f"--tokenizer={request.param}", "--vocab_size=300"]
+    options = [
+        "--input=train.txt",
+        "--val_input=val.txt",
+        f"--tokenizer={request.param}",
+        "--vocab_size=300",
+    ]
     prepare.main(["text", *options])
     return read_spec("data/text/meta.json")
 

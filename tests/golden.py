@@ -36,7 +36,11 @@ RUNS = {
 
 
 def run(script, words, folder):
-    command = [sys.executable, str(ROOT / script), *words.replace("config/", f"{ROOT}/config/").split()]
+    command = [
+        sys.executable,
+        str(ROOT / script),
+        *words.replace("config/", f"{ROOT}/config/").split(),
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout
 
 
@@ -47,7 +51,13 @@ def checksum(value):
 def tensors_of(value, path=""):
     if isinstance(value, torch.Tensor):
         yield path, value
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
     for key, part in items:
         yield from tensors_of(part, f"{path}/{key}")
 
@@ -55,8 +65,12 @@ def tensors_of(value, path=""):
 def of_checkpoint(path):
     ckpt = torch.load(path, weights_only=True)
     digest = hashlib.sha256()
-    for name, tensor in tensors_of({key: ckpt[key] for key in ("model", "optimizer") if key in ckpt}):
-        digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in tensors_of(
+        {key: ckpt[key] for key in ("model", "optimizer") if key in ckpt}
+    ):
+        digest.update(
+            name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 

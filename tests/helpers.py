@@ -36,10 +36,18 @@ RUN = {  # the options of a run of seconds on data/tiny
 }  # fmt: skip
 STATE = ("model", "optimizer", "scaler", "generators", "step", "best_val_loss", "val_loss")
 BLOCK_SIZE = 16  # of save_perturbed_gpt
-EVAL_TEXT = "O menino viu a maçã — 🦜🦜 e não comeu.\n\n\tSíssifo disse: 'não!' 12345 ação\n" * 4 + "maçã"
+EVAL_TEXT = (
+    "O menino viu a maçã — 🦜🦜 e não comeu.\n\n\tSíssifo disse: 'não!' 12345 ação\n" * 4 + "maçã"
+)
 EVAL_ARCHITECTURES = {
     "gpt2": {"bias": True},
-    "llama": {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 2, "tie_embeddings": False},
+    "llama": {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "mlp": "swiglu",
+        "n_kv_head": 2,
+        "tie_embeddings": False,
+    },
     "other": {"qk_norm": True, "logit_softcap": 5.0, "mlp": "relu2", "n_kv_head": 1},
 }
 LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "norm_eps": 1e-6}
@@ -50,7 +58,10 @@ LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "norm_eps": 1e-
 
 def logged_metrics(out_dir="out"):
     """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def logged_values(out_dir, key):
@@ -85,9 +96,16 @@ def train_configs(argv):
 
 def run_python(*words, cwd=ROOT, **environment):
     """Run `python words...` as a process of its own, to its end."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **environment,
+    }
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=cwd, env=environment, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", cwd=cwd, env=environment, timeout=300
+    )
 
 
 def torchrun(*argv, ranks=2, restarts=0, script=ROOT / "train.py"):
@@ -101,7 +119,9 @@ def start_script(argv, *launcher, script=ROOT / "train.py"):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, *launcher, str(script), *argv]
     with open("output", "w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     atexit.register(process.kill)  # of a test that fails
     return process
 
@@ -134,7 +154,9 @@ def perturbed_gpt(model_config, std=0.1):
 def save_perturbed_gpt(spec, path="out/best.pt", padding=0, dataset="text", **changes):
     """A checkpoint with a model for the tokenizer that `spec` describes; padding: rows beyond its vocabulary."""
     shape = {"block_size": BLOCK_SIZE, "n_layer": 2, "n_head": 4, "n_embd": 32, **changes}
-    model = perturbed_gpt(ModelConfig(**{"vocab_size": load_tokenizer(spec).vocab_size + padding, **shape}))
+    model = perturbed_gpt(
+        ModelConfig(**{"vocab_size": load_tokenizer(spec).vocab_size + padding, **shape})
+    )
     checkpoint.save(Path(path), {
         "model": model.state_dict(), "model_config": vars(model.config), "train_config": {"dataset": dataset},
         "tokenizer": spec, "step": 1, "val_loss": 1.0,
@@ -156,7 +178,9 @@ class NanoBlock(nn.Module):
         B, T, C = x.shape
         q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)
                    for part in self.attn["c_attn"](self.ln_1(x)).chunk(3, dim=-1))  # fmt: skip
-        scores = (q @ k.mT / (C // self.n_head) ** 0.5).masked_fill(torch.ones(T, T).triu(1) > 0, -torch.inf)
+        scores = (q @ k.mT / (C // self.n_head) ** 0.5).masked_fill(
+            torch.ones(T, T).triu(1) > 0, -torch.inf
+        )
         x = x + self.attn["c_proj"]((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C))
         return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x))))
 
@@ -165,7 +189,10 @@ class NanoGPT(nn.Module):
     def __init__(self, block_size, vocab_size, n_layer, n_head, n_embd, bias):
         super().__init__()
         parts = {"wte": nn.Embedding(vocab_size, n_embd), "wpe": nn.Embedding(block_size, n_embd)}
-        parts |= {"h": nn.ModuleList(NanoBlock(n_embd, n_head) for _ in range(n_layer)), "ln_f": nn.LayerNorm(n_embd)}
+        parts |= {
+            "h": nn.ModuleList(NanoBlock(n_embd, n_head) for _ in range(n_layer)),
+            "ln_f": nn.LayerNorm(n_embd),
+        }
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.transformer["wte"].weight = self.lm_head.weight
@@ -198,13 +225,19 @@ def gpt2_or_skip():
 def llama3_like():
     """Byte-level BPE that cuts words in its own way and begins each text with a mark, as Llama 3's."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    cut = pre_tokenizers.Split(tokenizers.Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    cut = pre_tokenizers.Split(
+        tokenizers.Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=sorted(BYTES), special_tokens=["<|begin|>", "</s>"],
                                   show_progress=False)  # fmt: skip
     tokenizer.train_from_iterator([TEXT * 3], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
     return tokenizer
 
 
@@ -214,11 +247,22 @@ def llama2_like():
     for token in ["\u2581", *"omeninvuaçã", "\u2581o", "\u2581m", "\u2581v", "en", "\u2581men"]:
         vocab.setdefault(token, len(vocab))
     merges = [("\u2581", "o"), ("\u2581", "m"), ("\u2581", "v"), ("e", "n"), ("\u2581m", "en")]
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    steps = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     tokenizer.decoder = decoders.Sequence(steps)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
 
@@ -256,13 +300,17 @@ OPTIONS_TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", r
 
 def code_blocks(page):
     """A page's code blocks, without what a translation may change: comments, and the labels of diagrams."""
-    for language, block in re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+    for language, block in re.findall(
+        r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+    ):
         yield language, re.sub(r'"[^"]*"' if language == "mermaid" else r" *#.*", "", block)
 
 
 def text_blocks(page):
     """A page's headings, paragraphs, items and table rows in order, without the code blocks and the options table."""
-    text = re.sub(r"```.*?```", "", OPTIONS_TABLE.sub("", page.read_text(encoding="utf-8")), flags=re.DOTALL)
+    text = re.sub(
+        r"```.*?```", "", OPTIONS_TABLE.sub("", page.read_text(encoding="utf-8")), flags=re.DOTALL
+    )
     return re.split(r"\n\s*\n|\n(?=[|-] )", text.strip())
 
 

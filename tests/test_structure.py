@@ -28,7 +28,9 @@ def rooms(path):
 
 
 PACKAGE_FILES = sorted(
-    path for path in ROOT.glob("seugpt/**/*.py") if path.name != "__init__.py" or path.parent.name != "seugpt"
+    path
+    for path in ROOT.glob("seugpt/**/*.py")
+    if path.name != "__init__.py" or path.parent.name != "seugpt"
 )
 
 

@@ -28,7 +28,9 @@ class Contender:
     """A model that is trained: `step`, `evaluate` and `write` are the classes' own."""
 
     def __init__(self, model_config, options):
-        self.options = replace(options, eval_only=True, eval_iters=0)  # writes nothing, and evaluates the whole split
+        self.options = replace(
+            options, eval_only=True, eval_iters=0
+        )  # writes nothing, and evaluates the whole split
         self.device = pick_device(options.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # as all of them do
@@ -84,7 +86,9 @@ class Process:
     """A contender in a process of its own; its methods are called from here, and run there."""
 
     def __init__(self, kind, *arguments):
-        spawn = multiprocessing.get_context("spawn")  # with fork, the threads of torch would be missing
+        spawn = multiprocessing.get_context(
+            "spawn"
+        )  # with fork, the threads of torch would be missing
         self.pipe, theirs = spawn.Pipe()
         self.process = spawn.Process(target=serve, args=(theirs, kind, arguments), daemon=True)
         self.process.start()
@@ -98,7 +102,9 @@ class Process:
         try:
             result, error = self.pipe.recv()
         except EOFError:
-            raise ConfigError("a contender's process died; a smaller model or batch may fit into the memory") from None
+            raise ConfigError(
+                "a contender's process died; a smaller model or batch may fit into the memory"
+            ) from None
         if error:
             raise error
         return result

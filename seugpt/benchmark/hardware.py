@@ -65,8 +65,14 @@ def copy_bandwidth(device):
 
 def machine(device):
     """What a figure belongs to: the hardware, the versions and the commit."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.cpu.get_capabilities()["cpu_name"]
+    )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     packages = ("torch", "numpy", "tiktoken", "transformers")
     versions = {"python": platform.python_version()}
     for package in packages:
@@ -74,13 +80,19 @@ def machine(device):
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {"device": f"{name}, {os.cpu_count()} cores", "versions": versions, "commit": commit.stdout.strip()}
+    return {
+        "device": f"{name}, {os.cpu_count()} cores",
+        "versions": versions,
+        "commit": commit.stdout.strip(),
+    }
 
 
 def record(path, device, **result):
     """Append a result to the file, if there is one, as a line of JSON with the machine and the command."""
     if path:
-        typed = "\0".join([Path(sys.argv[0]).name, *sys.argv[1:]]).replace("\0--peer\0", "\0--peer=")
+        typed = "\0".join([Path(sys.argv[0]).name, *sys.argv[1:]]).replace(
+            "\0--peer\0", "\0--peer="
+        )
         typed = re.sub(r"--peer=(?!transformers(\0|$))[^\0]*", "--peer=PATH_TO_NANOGPT", typed)
         command = "python " + shlex.join(typed.split("\0"))
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,9 @@ class Peer(Contender):
         """The same tokens as seuGPT's micro-batch of that number."""
         options = self.options
         index = self.index * options.gradient_accumulation_steps + micro_step
-        arrays = self.dataset.batch("train", index, options.batch_size, self.config.block_size, options.seed)
+        arrays = self.dataset.batch(
+            "train", index, options.batch_size, self.config.block_size, options.seed
+        )
         return [torch.from_numpy(array).to(self.device) for array in arrays]
 
     def step(self):
@@ -40,7 +42,9 @@ class Peer(Contender):
         """Mean loss over the whole validation split."""
         self.model.eval()
         batches = self.dataset.evaluation_batches("val", 0, 64, self.config.block_size)
-        total = summed_loss(lambda x, y: (None, self.loss(x, y)), batches, self.device, self.autocast)
+        total = summed_loss(
+            lambda x, y: (None, self.loss(x, y)), batches, self.device, self.autocast
+        )
         self.model.train()
         return (total[0] / total[1]).item()
 
@@ -57,7 +61,9 @@ class NanoGPT(Peer):
         self.dtype = torch.bfloat16 if cuda else torch.float32
         self.autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=cuda)
         torch.manual_seed(options.seed)
-        shape = module.GPTConfig(c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.dropout, c.bias)
+        shape = module.GPTConfig(
+            c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.dropout, c.bias
+        )
         self.model = module.GPT(shape).to(self.device)
         betas = (options.beta1, options.beta2)
         self.optimizer = self.model.configure_optimizers(
@@ -87,11 +93,20 @@ class Transformers(Peer):
 
         c = self.config
         drop = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-        shape = {"vocab_size": c.vocab_size, "n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer}
+        shape = {
+            "vocab_size": c.vocab_size,
+            "n_positions": c.block_size,
+            "n_embd": c.n_embd,
+            "n_layer": c.n_layer,
+        }
         torch.manual_seed(options.seed)
-        self.model = GPT2LMHeadModel(GPT2Config(**shape, n_head=c.n_head, **drop)).to(self.device).train()
+        self.model = (
+            GPT2LMHeadModel(GPT2Config(**shape, n_head=c.n_head, **drop)).to(self.device).train()
+        )
         self.dtype = pick_dtype(options.dtype, self.device)
-        self.autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        self.autocast = torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        )
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=options.learning_rate,
@@ -102,13 +117,17 @@ class Transformers(Peer):
 
     def loss(self, x, y):
         logits = self.model(x).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORE)
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORE
+        )
 
     @torch.no_grad()
     def write(self, batch_size, tokens):
         start = torch.zeros((batch_size, 1), dtype=torch.long, device=self.device)
         length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
-        self.model.generate(start, do_sample=True, temperature=0.8, top_k=200, use_cache=True, **length)
+        self.model.generate(
+            start, do_sample=True, temperature=0.8, top_k=200, use_cache=True, **length
+        )
 
 
 def in_turn(rounds, processes, method, *arguments):

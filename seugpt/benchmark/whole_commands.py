@@ -24,8 +24,24 @@ from seugpt.training.init_from import with_vocabulary
 HERE = Path(__file__).resolve().parents[2]
 # What nanoGPT's train.py can be told, beside the data, the device and the folder.
 NANOGPT_OPTIONS = (
-    *("eval_interval", "log_interval", "eval_iters", "gradient_accumulation_steps", "batch_size", "block_size"),
-    *("n_layer", "n_head", "n_embd", "dropout", "bias", "learning_rate", "max_iters", "weight_decay"),
+    *(
+        "eval_interval",
+        "log_interval",
+        "eval_iters",
+        "gradient_accumulation_steps",
+        "batch_size",
+        "block_size",
+    ),
+    *(
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "dropout",
+        "bias",
+        "learning_rate",
+        "max_iters",
+        "weight_decay",
+    ),
     *("beta1", "beta2", "grad_clip", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr"),
 )
 
@@ -33,10 +49,14 @@ NANOGPT_OPTIONS = (
 def timed(command, folder="."):
     """Run a command in a folder. Returns (seconds, what it printed). Raises ConfigError where it fails."""
     began = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        list(map(str, command)), cwd=folder, capture_output=True, encoding="utf-8", errors="replace"
+    )
     seconds = time.perf_counter() - began
     if done.returncode:
-        last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:] or ["it said nothing"]
+        last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:] or [
+            "it said nothing"
+        ]
         raise ConfigError(f"{command[1]} failed, with the exit code {done.returncode}: {last[0]}")
     return seconds, done.stdout
 
@@ -49,10 +69,18 @@ def prepare(options):
             obtain("python_docs", path)
         size = path.write_bytes(Path(options.input or path).read_bytes() * options.repeat)
         for tokenizer in options.tokenizer:
-            command = [sys.executable, HERE / "prepare.py", "bench", f"--input={path}", f"--tokenizer={tokenizer}"]
+            command = [
+                sys.executable,
+                HERE / "prepare.py",
+                "bench",
+                f"--input={path}",
+                f"--tokenizer={tokenizer}",
+            ]
             seconds = [timed(command, folder)[0] for _ in range(options.rounds)]
             speed = size / statistics.median(seconds) / 1e6
-            print(f"{tokenizer}: {speed:.1f} MB/s ({size / 1e6:.0f} MB in {spread(seconds, '.2f')} s)")
+            print(
+                f"{tokenizer}: {speed:.1f} MB/s ({size / 1e6:.0f} MB in {spread(seconds, '.2f')} s)"
+            )
             result = {"bench": "prepare", "tokenizer": tokenizer, "mb_per_s": speed, "bytes": size}
             record(options.results, torch.device("cpu"), **result, rounds_s=seconds)
 
@@ -69,20 +97,33 @@ def nanogpt_command(source, folder, model_config, train_config):
     data = dataset_path(train_config.dataset)
     dataset = Dataset(data)
     if not (data / "train.bin").is_file() or token_dtype(dataset.tokenizer.vocab_size).itemsize > 2:
-        raise ConfigError(f"nanoGPT cannot read {data}: it needs train.bin and val.bin, with ids of 16 bits")
+        raise ConfigError(
+            f"nanoGPT cannot read {data}: it needs train.bin and val.bin, with ids of 16 bits"
+        )
     theirs = folder / "data" / data.name
     theirs.mkdir(parents=True)
     for split in ("train.bin", "val.bin"):
         (theirs / split).symlink_to((data / split).resolve())
     V = with_vocabulary(model_config, dataset.tokenizer, data.name).vocab_size
     (theirs / "meta.pkl").write_bytes(dumps({"vocab_size": V}))  # where its train.py looks for it
-    (folder / "configurator.py").symlink_to(Path(source, "configurator.py").resolve())  # found in the current folder
+    (folder / "configurator.py").symlink_to(
+        Path(source, "configurator.py").resolve()
+    )  # found in the current folder
     device = pick_device(train_config.device)
     given = {**vars(model_config), **vars(train_config)}
-    given = {name: given[name] for name in NANOGPT_OPTIONS} | {"dataset": data.name, "device": str(device)}
-    given |= {"compile": train_config.compiles(device), "always_save_checkpoint": False, "out_dir": "out"}
+    given = {name: given[name] for name in NANOGPT_OPTIONS} | {
+        "dataset": data.name,
+        "device": str(device),
+    }
+    given |= {
+        "compile": train_config.compiles(device),
+        "always_save_checkpoint": False,
+        "out_dir": "out",
+    }
     given |= {"dtype": train_config.dtype} if train_config.dtype != "auto" else {}
-    (folder / "run.py").write_text("".join(f"{k} = {v!a}\n" for k, v in given.items()), encoding="ascii")
+    (folder / "run.py").write_text(
+        "".join(f"{k} = {v!a}\n" for k, v in given.items()), encoding="ascii"
+    )
     return [sys.executable, Path(source, "train.py").resolve(), "run.py"], folder
 
 
@@ -113,11 +154,16 @@ def run(options, model_config, train_config):
         for name, make in makers.items():
             with tempfile.TemporaryDirectory() as folder:
                 took, printed = timed(*make(Path(folder), model_config, train_config))
-            losses = re.findall(r"^step (\d+): train loss .*val\w* loss (\S+)", printed, re.MULTILINE)
+            losses = re.findall(
+                r"^step (\d+): train loss .*val\w* loss (\S+)", printed, re.MULTILINE
+            )
             if not losses:
                 raise ConfigError(f"the train.py of {name} printed no validation loss")
             step, loss = losses[-1]
-            print(f"{name}: {took:.1f} s, validation loss {float(loss):.4f} at step {step}", flush=True)
+            print(
+                f"{name}: {took:.1f} s, validation loss {float(loss):.4f} at step {step}",
+                flush=True,
+            )
             seconds[name].append(took)
             result = {"contender": name, "seconds": took, "steps": int(step), "loss": float(loss)}
             record(options.results, pick_device(train_config.device), bench="run", **result)

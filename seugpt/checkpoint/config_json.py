@@ -14,7 +14,12 @@ SIZES = {
     "llama": {"max_position_embeddings": "block_size", "vocab_size": "vocab_size", "num_hidden_layers": "n_layer",
               "num_attention_heads": "n_head", "hidden_size": "n_embd", "intermediate_size": "mlp_hidden"},
 }  # fmt: skip
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu2": "relu2"}  # of GPT-2
+ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu": "gelu_exact",
+    "relu2": "relu2",
+}  # of GPT-2
 FIXED = {  # what must be so, because it is what this program computes
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
     "add_cross_attention": False, "is_encoder_decoder": False, "pretraining_tp": 1,
@@ -32,7 +37,11 @@ HARMLESS = set(  # nothing that changes the logits
     "transformers.js_config".split()
 )
 EXPRESSIBLE = {  # the values of each field that the architecture has; fields left out may have any
-    "gpt2": {"position": ["learned"], "norm": ["layernorm"], "mlp": ["gelu", "gelu_exact", "relu2"]},
+    "gpt2": {
+        "position": ["learned"],
+        "norm": ["layernorm"],
+        "mlp": ["gelu", "gelu_exact", "relu2"],
+    },
     "llama": {"position": ["rope"], "norm": ["rmsnorm"], "mlp": ["swiglu"]},
 }
 CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -60,7 +69,9 @@ def read_config(folder):
     given = read_json(path)
     kind = KINDS.get(str(given.get("model_type")))
     if kind is None:
-        raise CheckpointError(f"{path}: model_type={given.get('model_type')!r} is not supported; gpt2 and llama are")
+        raise CheckpointError(
+            f"{path}: model_type={given.get('model_type')!r} is not supported; gpt2 and llama are"
+        )
     missing = [key for key in SIZES[kind] if type(given.get(key)) is not int]
     if missing:
         raise CheckpointError(f"{path} has no number for {', '.join(missing)}")
@@ -85,15 +96,26 @@ def unsupported(given, kind):
         refused["sliding_window"] = "4096, which transformers takes where it is not given"
     known = {*FIXED, *READ, *HARMLESS, *SIZES[kind]}
     # A key that nobody knows does nothing while it is off.
-    refused |= {key: value for key, value in given.items() if key not in known and value and not key.startswith("_")}
-    activation, values = ("activation_function", ACTIVATIONS) if kind == "gpt2" else ("hidden_act", ["silu"])
+    refused |= {
+        key: value
+        for key, value in given.items()
+        if key not in known and value and not key.startswith("_")
+    }
+    activation, values = (
+        ("activation_function", ACTIVATIONS) if kind == "gpt2" else ("hidden_act", ["silu"])
+    )
     if activation in given and given[activation] not in list(values):
         refused[activation] = given[activation]
     for key in ("rope_scaling", "rope_parameters"):
         rope = given.get(key) or {}
-        if {rope.get("type", "default"), rope.get("rope_type", "default")} != {"default"} or set(rope) - ROPE:
+        if {rope.get("type", "default"), rope.get("rope_type", "default")} != {"default"} or set(
+            rope
+        ) - ROPE:
             refused[key] = rope
-    if kind == "llama" and given.get("head_dim") not in (None, given["hidden_size"] // given["num_attention_heads"]):
+    if kind == "llama" and given.get("head_dim") not in (
+        None,
+        given["hidden_size"] // given["num_attention_heads"],
+    ):
         refused["head_dim"] = given["head_dim"]
     return refused
 
@@ -135,30 +157,66 @@ def architecture(model_config):
     lacks = {}
     for kind, values in EXPRESSIBLE.items():
         fields = {field: getattr(model_config, field) for field in values}
-        lacks[kind] = [f"{field}={value}" for field, value in fields.items() if value not in values[field]]
+        lacks[kind] = [
+            f"{field}={value}" for field, value in fields.items() if value not in values[field]
+        ]
         if kind == "gpt2" and model_config.kv_heads != model_config.n_head:
             lacks[kind].append(f"n_kv_head={model_config.n_kv_head}")
         lacks[kind] += ["qk_norm=True"] if model_config.qk_norm else []
-        lacks[kind] += [f"logit_softcap={model_config.logit_softcap}"] if model_config.logit_softcap else []
+        lacks[kind] += (
+            [f"logit_softcap={model_config.logit_softcap}"] if model_config.logit_softcap else []
+        )
     for kind, fields in lacks.items():
         if not fields:
             return kind
-    reasons = "; ".join(f"{CLASSES[kind]} has no {', '.join(fields)}" for kind, fields in lacks.items())
+    reasons = "; ".join(
+        f"{CLASSES[kind]} has no {', '.join(fields)}" for kind, fields in lacks.items()
+    )
     raise ConfigError(f"transformers cannot express this model: {reasons}")
 
 
 def config_json(kind, c, end):
     """config.json of the ModelConfig `c`; end: the id of the end of a text, or None."""
-    given = {"architectures": [CLASSES[kind]], "model_type": kind, "vocab_size": c.vocab_size, "dtype": "float32"}
-    given |= {"tie_word_embeddings": c.tie_embeddings, "bos_token_id": end, "eos_token_id": end, "use_cache": True}
+    given = {
+        "architectures": [CLASSES[kind]],
+        "model_type": kind,
+        "vocab_size": c.vocab_size,
+        "dtype": "float32",
+    }
+    given |= {
+        "tie_word_embeddings": c.tie_embeddings,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "use_cache": True,
+    }
     if kind == "gpt2":
         names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-        given |= {"n_positions": c.block_size, "n_embd": c.n_embd, "n_layer": c.n_layer, "n_head": c.n_head}
-        given |= {"n_inner": c.hidden, "activation_function": names[c.mlp], "layer_norm_epsilon": c.norm_eps}
+        given |= {
+            "n_positions": c.block_size,
+            "n_embd": c.n_embd,
+            "n_layer": c.n_layer,
+            "n_head": c.n_head,
+        }
+        given |= {
+            "n_inner": c.hidden,
+            "activation_function": names[c.mlp],
+            "layer_norm_epsilon": c.norm_eps,
+        }
         return given | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-    given |= {"max_position_embeddings": c.block_size, "hidden_size": c.n_embd, "num_hidden_layers": c.n_layer}
-    given |= {"num_attention_heads": c.n_head, "num_key_value_heads": c.kv_heads, "head_dim": c.head_size}
+    given |= {
+        "max_position_embeddings": c.block_size,
+        "hidden_size": c.n_embd,
+        "num_hidden_layers": c.n_layer,
+    }
+    given |= {
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+    }
     given |= {"intermediate_size": c.hidden, "hidden_act": "silu", "rms_norm_eps": c.norm_eps}
     given |= {"attention_bias": c.bias, "mlp_bias": c.bias, "attention_dropout": c.dropout}
     # Both forms of the base: rope_theta for transformers 4, rope_parameters for 5.
-    return given | {"rope_theta": c.rope_base, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base}}
+    return given | {
+        "rope_theta": c.rope_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base},
+    }

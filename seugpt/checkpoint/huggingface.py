@@ -16,8 +16,15 @@ from seugpt.data.download import file_sha256
 from seugpt.data.tokenizer import load_tokenizer, read_spec
 from seugpt.errors import CheckpointError
 
-HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of weights that can be read
+HUB = {
+    name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+}
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+)  # of weights that can be read
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 LLAMA_NAMES = {
@@ -35,7 +42,9 @@ def extra(package):
         return __import__(f"{package}.torch" if package == "safetensors" else package)
     except ImportError:
         command = f"python -m pip install {package}=={versions[package]}"
-        raise CheckpointError(f"Hugging Face's models need the package {package}: {command}") from None
+        raise CheckpointError(
+            f"Hugging Face's models need the package {package}: {command}"
+        ) from None
 
 
 def download(name):
@@ -76,10 +85,17 @@ def read(folder, source):
     """The content of checkpoint.load from a Hugging Face folder; source: what the user called it. CheckpointError."""
     folder = Path(folder)
     kind, config, without_bias = read_config(folder)
-    spec, notes = None, [f"{source}: no tokenizer.json, so the data set's own tokens are taken for the model's"]
+    spec, notes = (
+        None,
+        [f"{source}: no tokenizer.json, so the data set's own tokens are taken for the model's"],
+    )
     if (folder / "tokenizer.json").is_file():
         spec, notes = read_spec(folder / "tokenizer.json"), []
-        size = 50257 if spec["kind"] == "gpt2" else load_tokenizer(spec, folder / "tokenizer.json").vocab_size
+        size = (
+            50257
+            if spec["kind"] == "gpt2"
+            else load_tokenizer(spec, folder / "tokenizer.json").vocab_size
+        )
         if not size <= config.vocab_size <= -(-size // 128) * 128:
             raise CheckpointError(
                 f"{folder}: config.json says vocab_size={config.vocab_size:,} and tokenizer.json has {size:,} tokens, "
@@ -116,7 +132,9 @@ def rows_of(name, shape, config):
     if config.mlp == "swiglu" and ".mlp.c_fc." in name:
         return [config.hidden, config.hidden]
     if config.mlp == "swiglu" and ".attn.c_attn." in name:
-        return [heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+        return [
+            heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)
+        ]
     return [shape[0]]
 
 
@@ -146,15 +164,21 @@ def find_tensors(folder):
     if single.is_file():
         return dict.fromkeys(open_shard(single).keys(), single)
     if not index.is_file():
-        raise CheckpointError(f"{folder} has no model.safetensors; other forms, such as pickles, are never read")
+        raise CheckpointError(
+            f"{folder} has no model.safetensors; other forms, such as pickles, are never read"
+        )
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise CheckpointError(f"{index} has no weight_map")
     for file in places.values():
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
-            raise CheckpointError(f"{index} names the file {file!r}, which is not a plain name in this folder")
+            raise CheckpointError(
+                f"{index} names the file {file!r}, which is not a plain name in this folder"
+            )
         if not is_file(folder / file):
-            raise CheckpointError(f"{folder / file} is missing; {index.name} names it. Fetch it again")
+            raise CheckpointError(
+                f"{folder / file} is missing; {index.name} names it. Fetch it again"
+            )
     return {name: folder / file for name, file in places.items()}
 
 
@@ -172,20 +196,28 @@ def open_shard(path):
     except CheckpointError:
         raise
     except Exception as error:  # SafetensorError, and the system's own
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Fetch or write it again") from error
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors: {error}. Fetch or write it again"
+        ) from error
 
 
 def read_weights(folder, kind, config, without_bias):
     """Our state dictionary, in float32, from theirs. Raises CheckpointError that names tensor, file or shape."""
     places = find_tensors(folder)
-    if kind == "gpt2" and "wte.weight" in places:  # the hub's gpt2 is a bare GPT2Model, whose names lack the prefix
+    if (
+        kind == "gpt2" and "wte.weight" in places
+    ):  # the hub's gpt2 is a bare GPT2Model, whose names lack the prefix
         places = {f"transformer.{name}": file for name, file in places.items()}
     if config.n_layer > len(places):
         raise CheckpointError(
             f"{folder}: config.json says {config.n_layer:,} layers; there are {len(places):,} tensors"
         )
     shards = {file: open_shard(file) for file in dict.fromkeys(places.values())}
-    no_weights = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # causal masks and frequencies
+    no_weights = (
+        ".attn.bias",
+        ".attn.masked_bias",
+        "rotary_emb.inv_freq",
+    )  # causal masks and frequencies
     unread = {name for name in places if not name.endswith(no_weights)}
     state = {}
     for name, shape in shapes(config, folder).items():
@@ -198,9 +230,13 @@ def read_weights(folder, kind, config, without_bias):
             elif name.endswith("bias") and any(half in name for half in without_bias):
                 part = torch.zeros(wanted)  # zeros add nothing
             else:
-                raise CheckpointError(f"{folder} has no tensor {theirs}, which config.json asks for")
+                raise CheckpointError(
+                    f"{folder} has no tensor {theirs}, which config.json asks for"
+                )
             if part.shape != wanted:
-                raise CheckpointError(f"{folder}: {theirs} is {tuple(part.shape)}; config.json makes it {wanted}")
+                raise CheckpointError(
+                    f"{folder}: {theirs} is {tuple(part.shape)}; config.json makes it {wanted}"
+                )
             parts.append(part)
             unread.discard(theirs)
         state[name] = torch.cat(parts).contiguous()
@@ -213,7 +249,9 @@ def read_weights(folder, kind, config, without_bias):
             unread = unread - {name}
         state["lm_head.weight"] = state["wte.weight"]
     if unread:
-        raise CheckpointError(f"{folder} has tensors without a place here: {', '.join(sorted(unread)[:5])}")
+        raise CheckpointError(
+            f"{folder} has tensors without a place here: {', '.join(sorted(unread)[:5])}"
+        )
     return state
 
 
@@ -224,5 +262,7 @@ def take(shard, name, path):
     except Exception as error:
         raise CheckpointError(f"{path}: the tensor {name} cannot be read: {error}") from error
     if tensor.dtype not in DTYPES:
-        raise CheckpointError(f"{path}: the tensor {name} is {tensor.dtype}; quantized weights cannot be read")
+        raise CheckpointError(
+            f"{path}: the tensor {name} is {tensor.dtype}; quantized weights cannot be read"
+        )
     return tensor.float()

@@ -21,7 +21,10 @@ def convert(content, path):
                 "that it was trained on"
             )
     elif config["vocab_size"] in (50257, 50304):
-        tokenizer, note = {"kind": "gpt2"}, f"its tokens are taken for GPT-2's, as there is no {meta}"
+        tokenizer, note = (
+            {"kind": "gpt2"},
+            f"its tokens are taken for GPT-2's, as there is no {meta}",
+        )
     else:
         raise DataError(
             f"{path} is nanoGPT's, which does not say what its {config['vocab_size']} tokens are, and there is no "
@@ -29,7 +32,9 @@ def convert(content, path):
             + ("" if dataset in CORPORA else " --input=FILE --tokenizer=char")
         )
     return {
-        "model": {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")},  # its causal mask
+        "model": {
+            name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")
+        },  # its causal mask
         "model_config": config,
         "train_config": {"dataset": dataset},
         "tokenizer": tokenizer,

@@ -24,7 +24,9 @@ def load(source):
     """
     path = Path(source)
     if not source:
-        raise CheckpointError("init_from= is empty; give a checkpoint, a folder or a name such as gpt2")
+        raise CheckpointError(
+            "init_from= is empty; give a checkpoint, a folder or a name such as gpt2"
+        )
     if source in huggingface.HUB and not path.exists():
         return huggingface.read(huggingface.download(source), source)
     if (path / "config.json").is_file():
@@ -32,7 +34,10 @@ def load(source):
     if path.is_file() and path.suffix in (".json", ".safetensors"):
         raise CheckpointError(f"{source} is one file of a model; give its folder: {path.parent}")
     content = checkpoint.load(checkpoint.find(source))
-    return {**content, "model_config": vars(config_of(content))}  # each value in its type, whoever wrote it
+    return {
+        **content,
+        "model_config": vars(config_of(content)),
+    }  # each value in its type, whoever wrote it
 
 
 def config_of(content):
@@ -74,7 +79,9 @@ def check_architecture(content, wanted, resume):
 def tokenizer_of(content):
     """The tokenizer that the weights were trained with. Raises CheckpointError, DataError."""
     if content["tokenizer"] is None:
-        raise CheckpointError(f"{content['path']} has no tokenizer.json, without which its tokens mean nothing")
+        raise CheckpointError(
+            f"{content['path']} has no tokenizer.json, without which its tokens mean nothing"
+        )
     tokenizer = load_tokenizer(content["tokenizer"], content["path"])
     V = config_of(content).vocab_size
     if tokenizer.vocab_size > V:
@@ -92,7 +99,9 @@ def check_tokenizer(content, spec, dataset):
     theirs = content["train_config"].get("dataset")
     source = f"data/{theirs}/meta.json" if theirs else content["path"]
     source = "gpt2" if content["tokenizer"] == {"kind": "gpt2"} else source
-    advice = f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer={source}"
+    advice = (
+        f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer={source}"
+    )
     if dataset == theirs:
         advice = "It was prepared anew since; prepare it as it was"
     raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
@@ -154,10 +163,14 @@ def build(content, wanted=None, seed=0):
     try:
         broken = [name for name, tensor in content["model"].items() if not tensor.isfinite().all()]
         if broken:
-            raise CheckpointError(f"{content['path']} has weights that are no numbers (NaN or infinite): {broken[0]}")
+            raise CheckpointError(
+                f"{content['path']} has weights that are no numbers (NaN or infinite): {broken[0]}"
+            )
         fates = adapt(model, content["model"], old)
     except (TypeError, AttributeError, RuntimeError, IndexError) as error:
-        raise CheckpointError(f"{content['path']}: the weights and model_config do not fit: {error}") from error
+        raise CheckpointError(
+            f"{content['path']}: the weights and model_config do not fit: {error}"
+        ) from error
     if replace(wanted, **FREE, block_size=1) != replace(old, **FREE, block_size=1):
         return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items()]
     if "dropped" in fates:
@@ -183,11 +196,16 @@ def adapt(model, state, old):
 
     Returns {what was done: [names]}, where h.* stands for all blocks.
     """
-    fates, parameters = {}, dict(model.named_parameters())  # which names a tied matrix once, as wte.weight
+    fates, parameters = (
+        {},
+        dict(model.named_parameters()),
+    )  # which names a tied matrix once, as wte.weight
     for name, fresh in parameters.items():
         fate = fit(name, state[name], fresh, old, model.config) if name in state else "new"
         fates.setdefault(fate, set()).add(of_all_blocks(name))
-    for name in state.keys() - parameters.keys() - ({"lm_head.weight"} if old.tie_embeddings else set()):
+    for name in (
+        state.keys() - parameters.keys() - ({"lm_head.weight"} if old.tie_embeddings else set())
+    ):
         fates.setdefault("dropped", set()).add(of_all_blocks(name))
     return {fate: sorted(names) for fate, names in fates.items()}
 
@@ -200,10 +218,20 @@ def fit(name, tensor, fresh, old, new):
     """Write into `fresh` what it can take of one parameter of both architectures. Returns what was done, in words."""
     if ".attn.c_attn." in name and old.kv_heads != new.kv_heads:
         fresh.copy_(pool_heads(tensor, old, new))
-        how = "pooled" if old.kv_heads % new.kv_heads == 0 else "mixed" if new.kv_heads % old.kv_heads else "repeated"
+        how = (
+            "pooled"
+            if old.kv_heads % new.kv_heads == 0
+            else "mixed"
+            if new.kv_heads % old.kv_heads
+            else "repeated"
+        )
         return f"heads of keys and values {how} from {old.kv_heads} to {new.kv_heads}"
     gated = old.mlp == "swiglu", new.mlp == "swiglu"
-    if ".mlp." in name and not name.endswith("c_proj.bias") and (old.hidden != new.hidden or gated[0] != gated[1]):
+    if (
+        ".mlp." in name
+        and not name.endswith("c_proj.bias")
+        and (old.hidden != new.hidden or gated[0] != gated[1])
+    ):
         return fit_mlp(name, tensor, fresh, old, new, gated)
     if name == "wpe.weight" and new.block_size < old.block_size:
         fresh.copy_(tensor[: new.block_size])
@@ -218,21 +246,30 @@ def fit_mlp(name, tensor, fresh, old, new, gated):
     That began and ended lower than a new value beside the old gate, in a small model.
     """
     n = min(old.hidden, new.hidden)
-    kept = f"{n} of {old.hidden} channels kept" + (f", {new.hidden - n} new" if new.hidden > n else "")
+    kept = f"{n} of {old.hidden} channels kept" + (
+        f", {new.hidden - n} new" if new.hidden > n else ""
+    )
     if name.endswith("c_proj.weight"):
         fresh[:, :n] = tensor[:, :n]
         return kept
     for part in range(1 + gated[1]):
         source = part * old.hidden if gated[0] else 0
         fresh[part * new.hidden : part * new.hidden + n] = tensor[source : source + n]
-    return kept + {(False, True): ", as gate and as value", (True, False): " of the gate, no value"}.get(gated, "")
+    return kept + {
+        (False, True): ", as gate and as value",
+        (True, False): " of the gate, no value",
+    }.get(gated, "")
 
 
 def pool_heads(tensor, old, new):
     """c_attn's rows with another number of key and value heads: each new one is the mean of those it replaces (GQA)."""
-    q, k, v = tensor.split([heads * old.head_size for heads in (old.n_head, old.kv_heads, old.kv_heads)])
+    q, k, v = tensor.split(
+        [heads * old.head_size for heads in (old.n_head, old.kv_heads, old.kv_heads)]
+    )
     pooled = []
     for part in (k, v):
-        heads = part.view(old.kv_heads, old.head_size, -1).repeat_interleave(old.n_head // old.kv_heads, dim=0)
+        heads = part.view(old.kv_heads, old.head_size, -1).repeat_interleave(
+            old.n_head // old.kv_heads, dim=0
+        )
         pooled.append(heads.view(new.kv_heads, -1, *heads.shape[1:]).mean(dim=1).flatten(0, 1))
     return torch.cat((q, *(part.view(-1, *tensor.shape[1:]) for part in pooled)))

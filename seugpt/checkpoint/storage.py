@@ -17,7 +17,15 @@ from seugpt.errors import CheckpointError, DataError
 from seugpt.files import replacing
 
 FORMAT = 1
-TO_SPEAK = {"format", "model", "model_config", "train_config", "tokenizer", "step", "val_loss"}  # in best.pt
+TO_SPEAK = {
+    "format",
+    "model",
+    "model_config",
+    "train_config",
+    "tokenizer",
+    "step",
+    "val_loss",
+}  # in best.pt
 NAMES = ("best.pt", "latest.pt", "ckpt.pt")  # in a run's folder; the last one is nanoGPT's
 TO_RESUME = TO_SPEAK | {"optimizer", "scaler", "generators", "best_val_loss"}  # in latest.pt
 TYPES = {
@@ -48,7 +56,13 @@ def size_of(content):
     """Bytes of all the tensors in nested dictionaries and lists."""
     if isinstance(content, torch.Tensor):
         return content.nbytes
-    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    parts = (
+        content.values()
+        if isinstance(content, dict)
+        else content
+        if isinstance(content, list | tuple)
+        else ()
+    )
     return sum(map(size_of, parts))
 
 
@@ -72,7 +86,11 @@ def keep(path, step, count):
 
 def numbered(folder):
     """The files that `keep` made in a folder, the newest first."""
-    return sorted(Path(folder).glob(f"step-{'[0-9]' * 8}.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return sorted(
+        Path(folder).glob(f"step-{'[0-9]' * 8}.pt"),
+        key=lambda path: path.stat().st_mtime_ns,
+        reverse=True,
+    )
 
 
 def newest(folder):
@@ -90,7 +108,9 @@ def newest(folder):
             notes = [*damaged, f"so the run goes on from {path}"] if damaged else []
             return {**content, "notes": notes}
     if damaged:
-        raise CheckpointError(f"{'. '.join(damaged)}. To begin anew: --init_from=scratch, which moves the files aside")
+        raise CheckpointError(
+            f"{'. '.join(damaged)}. To begin anew: --init_from=scratch, which moves the files aside"
+        )
     return None
 
 
@@ -109,7 +129,9 @@ def best_so_far(content, folder, evaluated_on):
             found = load(best)
             if found["model_config"] != content["model_config"]:
                 problem = "it is another model's"
-            elif found["val_loss"] < content["best_val_loss"]:  # the run died between the saving of the two
+            elif (
+                found["val_loss"] < content["best_val_loss"]
+            ):  # the run died between the saving of the two
                 return found["val_loss"], found["step"], 0, None
         except CheckpointError as error:
             problem = str(error)
@@ -159,30 +181,45 @@ def load(path, needed=TO_SPEAK):
     try:
         written = path.stat().st_mtime_ns
         content = read(path)
-    except Exception as error:  # torch, zip and pickle each raise their own kinds for a damaged file
+    except (
+        Exception
+    ) as error:  # torch, zip and pickle each raise their own kinds for a damaged file
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}){alternatives(path)}"
         ) from error
-    if isinstance(content, dict) and "model_args" in content and "model" in content and needed == TO_SPEAK:
+    if (
+        isinstance(content, dict)
+        and "model_args" in content
+        and "model" in content
+        and needed == TO_SPEAK
+    ):
         try:
             content = {"format": FORMAT, **nanogpt.convert(content, path)}
         except DataError as error:
             raise CheckpointError(str(error)) from error
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{path} is not quite nanoGPT's: {type(error).__name__} {error}") from error
+            raise CheckpointError(
+                f"{path} is not quite nanoGPT's: {type(error).__name__} {error}"
+            ) from error
     missing = needed - set(content) if isinstance(content, dict) else needed
     if missing:
         what = (
-            "holds weights alone, and cannot be resumed" if missing <= TO_RESUME - TO_SPEAK else "is not one of seuGPT"
+            "holds weights alone, and cannot be resumed"
+            if missing <= TO_RESUME - TO_SPEAK
+            else "is not one of seuGPT"
         )
         raise CheckpointError(f"{path} {what}: it has no {', '.join(sorted(missing))}")
     if type(content["format"]) is not int or content["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {content['format']}; this program reads format {FORMAT}")
+        raise CheckpointError(
+            f"{path} has format {content['format']}; this program reads format {FORMAT}"
+        )
     wrong = [name for name in needed & TYPES.keys() if not isinstance(content[name], TYPES[name])]
     if not wrong and (type(content["step"]) is bool or content["step"] < 0):
         wrong = ["step"]
     if wrong:
-        raise CheckpointError(f"{path} is damaged: its {', '.join(sorted(wrong))} are not what a run writes")
+        raise CheckpointError(
+            f"{path} is damaged: its {', '.join(sorted(wrong))} are not what a run writes"
+        )
     return {**content, "path": path, "written": written}
 
 
@@ -197,7 +234,9 @@ def demand_unchanged(content):
 def describe(content):
     """A loaded checkpoint in one line."""
     known = [f"step {content['step']:,}"] if content["step"] else []
-    known += [] if math.isnan(content["val_loss"]) else [f"validation loss {content['val_loss']:.4f}"]
+    known += (
+        [] if math.isnan(content["val_loss"]) else [f"validation loss {content['val_loss']:.4f}"]
+    )
     return ": ".join([str(content["path"]), ", ".join(known)]) if known else str(content["path"])
 
 
@@ -213,7 +252,9 @@ def find(path):
             f"A run writes a checkpoint: python train.py CONFIG --out_dir={path}"
         )
     folder = path.parent if path.suffix == ".pt" else path
-    raise CheckpointError(f"there is no checkpoint {path}. A run writes one: python train.py CONFIG --out_dir={folder}")
+    raise CheckpointError(
+        f"there is no checkpoint {path}. A run writes one: python train.py CONFIG --out_dir={folder}"
+    )
 
 
 def generator_states(device):

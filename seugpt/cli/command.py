@@ -16,7 +16,9 @@ def message_of(error):
         return str(error)
     where = f" ({error.filename})" if error.filename else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"{error.strerror}{where}" + (". Make room there, then type the same command again" if full else "")
+    return f"{error.strerror}{where}" + (
+        ". Make room there, then type the same command again" if full else ""
+    )
 
 
 def say_once(message):
@@ -61,7 +63,11 @@ def command():
     except BrokenPipeError:  # the reader of our output has gone, as in `python sample.py | head`
         silence_stdout()
         sys.exit(141)  # as a shell has it for SIGPIPE
-    except (UserError, OSError, UnicodeEncodeError) as error:  # the third: a name, in an ASCII locale
+    except (
+        UserError,
+        OSError,
+        UnicodeEncodeError,
+    ) as error:  # the third: a name, in an ASCII locale
         say_once(message_of(error))
         sys.exit(2)
     except KeyboardInterrupt:

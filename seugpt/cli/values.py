@@ -23,7 +23,13 @@ def option_types(cls):
 
 def describe(kind):
     """A type in a student's words."""
-    names = {int: "an integer", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
+    names = {
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        str: "a text",
+        types.NoneType: "None",
+    }
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:

@@ -41,7 +41,9 @@ def obtain(name, path):
         with replacing(path) as temporary:
             temporary.write_text(python_docs(), encoding="utf-8", newline="")
     else:
-        advice = f"Get that file another way and prepare it with: python prepare.py {name} --input=FILE"
+        advice = (
+            f"Get that file another way and prepare it with: python prepare.py {name} --input=FILE"
+        )
         download(path, advice, corpus.url, corpus.sha256, corpus.size)
 
 
@@ -53,6 +55,8 @@ def python_docs():
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise DataError(f"this Python comes without its help texts ({error}); use a text of your own") from error
+        raise DataError(
+            f"this Python comes without its help texts ({error}); use a text of your own"
+        ) from error
     lines = "\n\n".join(topics[name] for name in sorted(topics)).splitlines(keepends=True)
     return "".join(line for line in lines if not re.fullmatch(r"\s*(\+[-=+]+\+|\|.*\|)\s*", line))

@@ -21,7 +21,10 @@ from seugpt.errors import DataError
 FORMAT = 1
 ROOT = Path("data")  # of the folder in which the command runs
 IGNORE = -1  # the target that pads the last window; model.IGNORE
-SAMPLES, SAMPLE = 64, 1 << 16  # a fingerprint looks at so many places of a file, and at so many bytes there
+SAMPLES, SAMPLE = (
+    64,
+    1 << 16,
+)  # a fingerprint looks at so many places of a file, and at so many bytes there
 
 
 def dataset_path(name):
@@ -100,7 +103,9 @@ class Dataset:
         self.ids, self.bytes, spec = self.open_prepared() if prepared else self.open_foreign()
         self.tokens = {split: len(ids) for split, ids in self.ids.items()}
         self.fingerprint = self.checksum()  # now, as the files on the disk may be others tomorrow
-        self.tokenizer = load_tokenizer(spec, self.path)  # after the files: GPT-2's may have to be downloaded
+        self.tokenizer = load_tokenizer(
+            spec, self.path
+        )  # after the files: GPT-2's may have to be downloaded
 
     def open_prepared(self):
         """The tokens and bytes of each split, and the tokenizer's description, of what prepare.py wrote."""
@@ -108,16 +113,23 @@ class Dataset:
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         files = {split: self.path / f"{split}.bin" for split in SPLITS}
         for split, file in files.items():
-            tokens, size = meta["splits"][split]["tokens"], file.stat().st_size if file.exists() else None
+            tokens, size = (
+                meta["splits"][split]["tokens"],
+                file.stat().st_size if file.exists() else None,
+            )
             if size != tokens * dtype.itemsize:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise self.error(
                     f"{file} {found}; meta.json speaks of {tokens:,} tokens ({tokens * dtype.itemsize:,} bytes)"
                 )
-            known = meta["splits"][split].get("fingerprint")  # None: prepared before there were fingerprints
+            known = meta["splits"][split].get(
+                "fingerprint"
+            )  # None: prepared before there were fingerprints
             if known and known != fingerprint(file):
                 raise self.error(f"{file} is not the file that meta.json was written with")
-        ids = open_all({split: [file] for split, file in files.items()}, partial(open_flat, dtype=dtype))
+        ids = open_all(
+            {split: [file] for split, file in files.items()}, partial(open_flat, dtype=dtype)
+        )
         return ids, {split: meta["splits"][split]["bytes"] for split in SPLITS}, meta["tokenizer"]
 
     def open_foreign(self):
@@ -140,10 +152,18 @@ class Dataset:
         return hashlib.sha256("".join(each).encode()).hexdigest()
 
     def error(self, message):
-        prepared = ", ".join(sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json")))
-        own_text = "" if self.path.name in CORPORA else " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
+        prepared = ", ".join(
+            sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json"))
+        )
+        own_text = (
+            ""
+            if self.path.name in CORPORA
+            else " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
+        )
         others = f". Prepared so far, for --dataset: {prepared}" if prepared else ""
-        return DataError(f"{message}. Prepare it with: python prepare.py {self.path.name}{own_text}{others}")
+        return DataError(
+            f"{message}. Prepare it with: python prepare.py {self.path.name}{own_text}{others}"
+        )
 
     def read_meta(self):
         path = self.path / "meta.json"
@@ -176,7 +196,9 @@ class Dataset:
         """Raise DataError where a split holds an id from vocab_size on."""
         for file, ids in self.ids[split].pieces():
             if (largest := int(ids.max())) >= vocab_size:
-                raise self.error(f"{file} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}")
+                raise self.error(
+                    f"{file} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}"
+                )
 
     def batch(self, split, index, batch_size, block_size, seed):
         """Batch number `index` of an endless random sequence: a pure function of its arguments and the files.
@@ -184,7 +206,9 @@ class Dataset:
         Returns x and y, int64 (batch_size, block_size): windows at uniformly drawn offsets, y one token later.
         """
         ids = self.ids[split]
-        starts = np.random.default_rng((seed, index)).integers(len(ids) - block_size, size=batch_size)
+        starts = np.random.default_rng((seed, index)).integers(
+            len(ids) - block_size, size=batch_size
+        )
         windows = ids.windows(starts.tolist(), block_size + 1)  # (batch_size, block_size + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 

@@ -57,7 +57,9 @@ def fetch(path, url, size):
     """One attempt. Raises TransferError, also where more or fewer than `size` bytes come."""
     with (
         open(path, "wb") as file,
-        tqdm(total=size, unit="B", unit_scale=True, desc="download", leave=False, disable=None) as bar,
+        tqdm(
+            total=size, unit="B", unit_scale=True, desc="download", leave=False, disable=None
+        ) as bar,
     ):
         for chunk in received(url):
             file.write(chunk)
@@ -75,10 +77,18 @@ def received(url):
             while chunk := response.read(1 << 16):
                 yield chunk
     except urllib.error.HTTPError as error:
-        raise TransferError(error, final=error.code < 500 and error.code not in (408, 429)) from error  # a 404 stays
-    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
+        raise TransferError(
+            error, final=error.code < 500 and error.code not in (408, 429)
+        ) from error  # a 404 stays
+    except (
+        OSError,
+        http.client.HTTPException,
+        ValueError,
+    ) as error:  # URLError and timeouts are OSErrors
         # Without a network no name has an address, and nobody wants to wait for that to be tried four times.
-        raise TransferError(error, final=isinstance(getattr(error, "reason", None), socket.gaierror)) from error
+        raise TransferError(
+            error, final=isinstance(getattr(error, "reason", None), socket.gaierror)
+        ) from error
 
 
 def certificates():

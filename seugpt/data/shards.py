@@ -22,10 +22,15 @@ from seugpt.errors import DataError
 
 SPLITS = ("train", "val")
 UINT16, UINT32 = np.dtype("<u2"), np.dtype("<u4")
-NAME = re.compile(r"(?:[^.].*_)?(train|val)(?:_.*)?\.(bin|npy)")  # greedy: of several, the last _train or _val counts
+NAME = re.compile(
+    r"(?:[^.].*_)?(train|val)(?:_.*)?\.(bin|npy)"
+)  # greedy: of several, the last _train or _val counts
 HEADER = 256 * 4  # bytes before llm.c's tokens
 GPT2_MAGIC, GPT2_VERSION, LLAMA3_MAGIC = 20240520, 1, 20240801  # llm.c, dev/data/data_common.py
-NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 PIECE = 2**20  # tokens read at a time where all are looked at: they fit into a processor's cache
 
 
@@ -39,7 +44,10 @@ class Shard:
     tokens: int
 
     def __post_init__(self):
-        size, whole = os.fstat(self.file.fileno()).st_size, self.offset + self.tokens * self.dtype.itemsize
+        size, whole = (
+            os.fstat(self.file.fileno()).st_size,
+            self.offset + self.tokens * self.dtype.itemsize,
+        )
         if size != whole:
             header = f" and its header of {self.offset:,}" if self.offset else ""
             raise DataError(
@@ -47,11 +55,15 @@ class Shard:
                 f"{whole:,}. Copy or download it again"
             )
         if not self.tokens:
-            raise DataError(f"{self.file.name} has no tokens. Take it out of its folder, or make it again")
+            raise DataError(
+                f"{self.file.name} has no tokens. Take it out of its folder, or make it again"
+            )
 
     def read(self, out, first):
         """Fill `out` with the tokens from number `first` on. Raises DataError where the file ends before."""
-        self.file.seek(self.offset + first * self.dtype.itemsize)  # os.pread would be one call, but not on Windows
+        self.file.seek(
+            self.offset + first * self.dtype.itemsize
+        )  # os.pread would be one call, but not on Windows
         rest = out.view(np.uint8)
         while len(rest):
             count = self.file.readinto(rest)
@@ -74,7 +86,9 @@ class Tokens:
     def __init__(self, shards):
         self.shards, self.dtype = shards, shards[0].dtype
         self.starts = list(itertools.accumulate((shard.tokens for shard in shards), initial=0))
-        self.name = f"{shards[0].file.name}" + (f" (and {len(shards) - 1:,} more)" if len(shards) > 1 else "")
+        self.name = f"{shards[0].file.name}" + (
+            f" (and {len(shards) - 1:,} more)" if len(shards) > 1 else ""
+        )
         for shard in shards:
             if shard.dtype != self.dtype:
                 raise DataError(
@@ -139,7 +153,9 @@ def open_npy(path):
             "Copy or download it again"
         ) from error
     if dtype.hasobject:
-        raise DataError(f"{path} holds pickled objects, which are never read. Save its ids as uint16")
+        raise DataError(
+            f"{path} holds pickled objects, which are never read. Save its ids as uint16"
+        )
     if dtype not in (UINT16, UINT32) or len(shape) != 1:
         raise DataError(
             f"{path} is an array of {dtype} with the shape {shape}; tokens are little-endian uint16 or uint32 in one "
@@ -152,7 +168,9 @@ def open_npy(path):
 def open_llmc(path):
     """A .bin of llm.c with GPT-2's tokens. Raises DataError."""
     file = open_file(path)
-    magic, version, tokens = np.frombuffer(file.read(HEADER).ljust(HEADER, b"\0"), "<i4")[:3].tolist()
+    magic, version, tokens = np.frombuffer(file.read(HEADER).ljust(HEADER, b"\0"), "<i4")[
+        :3
+    ].tolist()
     if magic == LLAMA3_MAGIC:
         raise DataError(
             f"{path} holds Llama 3's tokens (llm.c's magic number {magic}); only GPT-2's can be read. "
@@ -183,7 +201,9 @@ def find_foreign(folder):
     found = {}  # layout -> split -> files
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if match := NAME.fullmatch(path.name):
-            layout = "NumPy" if path.suffix == ".npy" else "nanoGPT" if path.stem in SPLITS else "llm.c"
+            layout = (
+                "NumPy" if path.suffix == ".npy" else "nanoGPT" if path.stem in SPLITS else "llm.c"
+            )
             found.setdefault(layout, {split: [] for split in SPLITS})[match[1]].append(path)
     if not found:
         return None, None
@@ -195,16 +215,26 @@ def find_foreign(folder):
             f"--input={text if text.exists() else 'FILE_OR_FOLDER'} --tokenizer=char"
         )
     if len(found) > 1:
-        examples = " and ".join(f"{(files['train'] + files['val'])[0].name} ({k})" for k, files in found.items())
-        raise DataError(f"{folder} has token files of several layouts: {examples}. Leave those of one in it")
+        examples = " and ".join(
+            f"{(files['train'] + files['val'])[0].name} ({k})" for k, files in found.items()
+        )
+        raise DataError(
+            f"{folder} has token files of several layouts: {examples}. Leave those of one in it"
+        )
     [(layout, files)] = found.items()
     for here, lacking in (SPLITS, SPLITS[::-1]):
         if not files[lacking]:
             last = files[here][-1]
             start, end = NAME.fullmatch(last.name).span(1)
             renamed = last.with_name(last.name[:start] + lacking + last.name[end:])
-            advice = f"use one of them: mv {last} {renamed}" if len(files[here]) > 1 else f"add {renamed}"
-            raise DataError(f"{folder} has token files for {here} ({last.name}) and none for {lacking}; {advice}")
+            advice = (
+                f"use one of them: mv {last} {renamed}"
+                if len(files[here]) > 1
+                else f"add {renamed}"
+            )
+            raise DataError(
+                f"{folder} has token files for {here} ({last.name}) and none for {lacking}; {advice}"
+            )
     return layout, files
 
 

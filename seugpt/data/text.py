@@ -23,7 +23,9 @@ def given_text(value, option):
     if not value.startswith("FILE:"):
         text = in_utf8(value)
         if not is_utf8(text):
-            raise DataError(f"the {option} is not UTF-8; write it into a file and use --{option}=FILE:path")
+            raise DataError(
+                f"the {option} is not UTF-8; write it into a file and use --{option}=FILE:path"
+            )
         return text
     path = Path(value.removeprefix("FILE:"))
     try:
@@ -31,7 +33,9 @@ def given_text(value, option):
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (offset {error.start:,})") from error
     except (OSError, ValueError) as error:  # ValueError: no file can have such a name
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not text:
         raise DataError(f"{path} is empty; a model needs at least one character to go on from")
     return text
@@ -46,7 +50,9 @@ def find_files(path):
     if files[0].is_dir():
         files = []
         for folder, subfolders, names in os.walk(path, onerror=refuse):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]  # os.walk goes into these
+            subfolders[:] = [
+                name for name in subfolders if not name.startswith(".")
+            ]  # os.walk goes into these
             files += [Path(folder, name) for name in names if not name.startswith(".")]
         if not files:
             raise DataError(f"the folder {path} has no files")
@@ -56,7 +62,9 @@ def find_files(path):
         except OSError as error:
             refuse(error)
         if not regular:
-            raise DataError(f"{file} is no regular file, and a text is read several times. Save it to a file first")
+            raise DataError(
+                f"{file} is no regular file, and a text is read several times. Save it to a file first"
+            )
     return sorted(files)
 
 
@@ -117,7 +125,9 @@ class Text:
         """The characters from start to stop (None: the end), in pieces of about a megabyte."""
         position = 0
         for piece in self.joined(on_bytes):
-            part = piece[max(start - position, 0) : None if stop is None else max(stop - position, 0)]
+            part = piece[
+                max(start - position, 0) : None if stop is None else max(stop - position, 0)
+            ]
             if part:
                 yield part
             position += len(piece)

@@ -11,7 +11,13 @@ import tiktoken
 
 from seugpt.data.download import download
 from seugpt.data.text import cut_between_words
-from seugpt.data.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer, spec_of, write_bpe, write_chars
+from seugpt.data.tokenizer_json import (
+    END_OF_TEXT,
+    HuggingFaceTokenizer,
+    spec_of,
+    write_bpe,
+    write_chars,
+)
 from seugpt.errors import DataError
 
 # How GPT-2 cuts text into words before merging. A word never reaches past its last letter into white space,
@@ -51,8 +57,12 @@ class CharTokenizer:
         ids = self.table[code_points(text)]
         if (ids < 0).any():
             unknown = sorted(set(text) - set(self.chars))
-            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-            raise DataError(f"not among the {self.vocab_size} characters of this vocabulary: {named}")
+            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:8]) + (
+                ", ..." if len(unknown) > 8 else ""
+            )
+            raise DataError(
+                f"not among the {self.vocab_size} characters of this vocabulary: {named}"
+            )
         return ids
 
     def prompt(self, text):
@@ -96,7 +106,12 @@ class BPETokenizer:
 
     def json(self):
         end_of_text = 1  # the last id
-        return write_bpe([self.encoding.decode_single_token_bytes(i) for i in range(self.vocab_size - end_of_text)])
+        return write_bpe(
+            [
+                self.encoding.decode_single_token_bytes(i)
+                for i in range(self.vocab_size - end_of_text)
+            ]
+        )
 
 
 def code_points(text):
@@ -148,7 +163,9 @@ def gpt2_tokenizer():
             f"cannot keep GPT-2's vocabulary in {folder}: {error.strerror}. Set TIKTOKEN_CACHE_DIR to a folder of yours"
         ) from error
     except Exception as error:  # tiktoken's own
-        raise DataError(f"cannot get GPT-2's vocabulary ({type(error).__name__}: {error}). {advice}") from error
+        raise DataError(
+            f"cannot get GPT-2's vocabulary ({type(error).__name__}: {error}). {advice}"
+        ) from error
 
 
 def gpt2_folder():
@@ -168,7 +185,9 @@ def bpe_tokenizer(ranks):
         mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
         special_tokens={END_OF_TEXT: len(ranks)},
     )
-    return BPETokenizer(encoding, {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]})
+    return BPETokenizer(
+        encoding, {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]}
+    )
 
 
 def train_bpe(texts, vocab_size):
@@ -176,13 +195,20 @@ def train_bpe(texts, vocab_size):
     try:
         import rustbpe
     except ImportError:
-        raise DataError("--tokenizer=bpe needs the package rustbpe: python -m pip install rustbpe==0.1.0") from None
+        raise DataError(
+            "--tokenizer=bpe needs the package rustbpe: python -m pip install rustbpe==0.1.0"
+        ) from None
     trainer = rustbpe.Tokenizer()
     parts = (part for text in texts for part in text.split(END_OF_TEXT))
     trainer.train_from_iterator(
         parts, vocab_size=vocab_size - 1, buffer_size=16, pattern=GPT2_PATTERN
     )  # texts in memory
-    return bpe_tokenizer([bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])])
+    return bpe_tokenizer(
+        [
+            bytes(token)
+            for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+        ]
+    )
 
 
 def load_tokenizer(spec, source="tokenizer"):
@@ -193,14 +219,18 @@ def load_tokenizer(spec, source="tokenizer"):
         if spec["kind"] == "char":
             return char_tokenizer(spec["chars"])
         if spec["kind"] == "bpe":
-            return bpe_tokenizer([base64.b64decode(token, validate=True) for token in spec["ranks"]])
+            return bpe_tokenizer(
+                [base64.b64decode(token, validate=True) for token in spec["ranks"]]
+            )
         if spec["kind"] == "huggingface":
             return HuggingFaceTokenizer(spec["json"])
         raise ValueError(spec["kind"])
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError) as error:  # the last of a tensor
-        raise DataError(f"{source}: not a tokenizer description: {type(error).__name__} {error}") from error
+        raise DataError(
+            f"{source}: not a tokenizer description: {type(error).__name__} {error}"
+        ) from error
 
 
 def char_tokenizer(chars):
@@ -216,7 +246,10 @@ def read_spec(path):
     """
     path = Path(path)
     if path.is_dir():
-        path = next((path / name for name in ("meta.json", "tokenizer.json") if (path / name).is_file()), path)
+        path = next(
+            (path / name for name in ("meta.json", "tokenizer.json") if (path / name).is_file()),
+            path,
+        )
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)

@@ -19,7 +19,9 @@ GPT2_SHA256 = "9f5c51677dd3f37bbf0ab2017579262cac437eb5f140a8efb53a235dbdb3ce0b"
 # What a token in tokenizer.json writes for a byte: itself where it is printable, else a letter from U+0100 on.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 LETTERS = {byte: chr(byte) for byte in PRINTABLE}
-LETTERS |= {byte: chr(0x100 + n) for n, byte in enumerate(b for b in range(256) if b not in LETTERS)}
+LETTERS |= {
+    byte: chr(0x100 + n) for n, byte in enumerate(b for b in range(256) if b not in LETTERS)
+}
 BYTES = {letter: byte for byte, letter in LETTERS.items()}
 
 
@@ -43,13 +45,21 @@ def spec_of(text):
     try:
         content = json.loads(text)
         model = content["model"]
-        if model["type"] == "WordLevel" and content["decoder"] == {"type": "Fuse"} and not content["normalizer"]:
+        if (
+            model["type"] == "WordLevel"
+            and content["decoder"] == {"type": "Fuse"}
+            and not content["normalizer"]
+        ):
             chars = "".join(sorted(model["vocab"], key=model["vocab"].get))
-            if len(chars) == len(model["vocab"]) and sorted(model["vocab"].values()) == list(range(len(chars))):
+            if len(chars) == len(model["vocab"]) and sorted(model["vocab"].values()) == list(
+                range(len(chars))
+            ):
                 return {"kind": "char", "chars": chars}
         ranks = gpt2_like_ranks(content)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"it is no tokenizer.json that can be read ({type(error).__name__}: {error})") from error
+        raise DataError(
+            f"it is no tokenizer.json that can be read ({type(error).__name__}: {error})"
+        ) from error
     if ranks is None:
         return {"kind": "huggingface", "json": text}
     if fingerprint(ranks) == GPT2_SHA256:
@@ -65,10 +75,17 @@ def gpt2_like_ranks(content):
     added = [(token["id"], token["content"]) for token in content["added_tokens"]]
     vocab = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
     ordered = sorted(vocab, key=vocab.get)
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model.get("merges", [])]
+    merges = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+        for merge in model.get("merges", [])
+    ]
     alike = (
         not (model.get("ignore_merges") or model.get("dropout") or content["normalizer"])
-        and (cutting.get("type") == "ByteLevel" and cutting.get("use_regex", True) and not cutting["add_prefix_space"])
+        and (
+            cutting.get("type") == "ByteLevel"
+            and cutting.get("use_regex", True)
+            and not cutting["add_prefix_space"]
+        )
         and (content["post_processor"] or {}).get("type") in (None, "ByteLevel")
         and added == [(len(vocab), END_OF_TEXT)]
         and [vocab[token] for token in ordered] == list(range(len(vocab)))
@@ -92,7 +109,11 @@ def write_bpe(ranks):
     tokenizers = package()
     places = {token: rank for rank, token in enumerate(ranks)}
     letters = ["".join(LETTERS[byte] for byte in token) for token in ranks]
-    merges = [tuple(letters[places[part]] for part in halves(token, places)) for token in ranks if len(token) > 1]
+    merges = [
+        tuple(letters[places[part]] for part in halves(token, places))
+        for token in ranks
+        if len(token) > 1
+    ]
     vocab = {token: rank for rank, token in enumerate(letters)}
     result = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
     result.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -119,20 +140,33 @@ class HuggingFaceTokenizer:
         self.text = text
         content = json.loads(text)
         try:
-            content["model"].pop("dropout", None)  # BPE's, which would cut a text otherwise each time
+            content["model"].pop(
+                "dropout", None
+            )  # BPE's, which would cut a text otherwise each time
             self.whole = package().Tokenizer.from_str(json.dumps(content))
             self.inner = package().Tokenizer.from_str(json.dumps(without_prefix(content)))
         except (DataError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # the package raises plain Exception, and its panics are not even that
-            raise DataError(f"the package tokenizers cannot read tokenizer.json: {error}") from error
-        for tokenizer in (self.whole, self.inner):  # transformers writes both into the file, and each loses a text
+        except (
+            BaseException
+        ) as error:  # the package raises plain Exception, and its panics are not even that
+            raise DataError(
+                f"the package tokenizers cannot read tokenizer.json: {error}"
+            ) from error
+        for tokenizer in (
+            self.whole,
+            self.inner,
+        ):  # transformers writes both into the file, and each loses a text
             tokenizer.no_truncation()
             tokenizer.no_padding()
         vocab = self.whole.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=0) + 1
-        if self.vocab_size > 2 * len(vocab) + 1000:  # a model would have a row for each of the ids between
-            raise DataError(f"tokenizer.json has {len(vocab):,} tokens, and one with the id {self.vocab_size - 1:,}")
+        if (
+            self.vocab_size > 2 * len(vocab) + 1000
+        ):  # a model would have a row for each of the ids between
+            raise DataError(
+                f"tokenizer.json has {len(vocab):,} tokens, and one with the id {self.vocab_size - 1:,}"
+            )
         special = {token["id"]: token["content"].encode() for token in content["added_tokens"]}
         spell = speller(content)
         self.table = {i: special.get(i) or spell(token) for token, i in vocab.items()}
@@ -162,9 +196,13 @@ def without_prefix(content):
     content = json.loads(json.dumps(content))  # a copy, all the way down
     normalizer, cutting = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
     normalizers = [
-        part for part in normalizer.get("normalizers", [normalizer]) if part.get("type", "Prepend") != "Prepend"
+        part
+        for part in normalizer.get("normalizers", [normalizer])
+        if part.get("type", "Prepend") != "Prepend"
     ]
-    content["normalizer"] = {"type": "Sequence", "normalizers": normalizers} if normalizers else None
+    content["normalizer"] = (
+        {"type": "Sequence", "normalizers": normalizers} if normalizers else None
+    )
     for part in cutting.get("pretokenizers", [cutting]):
         if part.get("type") == "Metaspace":
             part["prepend_scheme"] = "never"
@@ -185,4 +223,6 @@ def speller(content):
             if len(token) == 6 and token.startswith("<0x") and token.endswith(">")
             else token.replace("\u2581", " ").encode()
         )
-    raise DataError(f"tokenizer.json has the decoder {decoder.get('type')}; ByteLevel and sentencepiece's are known")
+    raise DataError(
+        f"tokenizer.json has the decoder {decoder.get('type')}; ByteLevel and sentencepiece's are known"
+    )

@@ -27,7 +27,13 @@ from seugpt.errors import ConfigError, DataError
 from seugpt.generation.decoder import Decoder, Sampling, TextStream, generate
 
 RESAMPLES = 1000  # of a task's questions, for the error of what is no mean: it is then known to a 40th of itself
-DRAWING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}  # of a task's generation_kwargs
+DRAWING = {
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+}  # of a task's generation_kwargs
 READ = DRAWING | {"until", "max_gen_toks", "do_sample", "num_beams"}
 
 
@@ -39,7 +45,12 @@ class HarnessModel(TemplateLM):
 
     def __init__(self, model, tokenizer, device, autocast, batch_size):
         super().__init__()
-        self.model, self.tokenizer, self.autocast, self.batch_size = model, tokenizer, autocast, batch_size
+        self.model, self.tokenizer, self.autocast, self.batch_size = (
+            model,
+            tokenizer,
+            autocast,
+            batch_size,
+        )
         self._device = device
 
     @property
@@ -58,16 +69,26 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood(self, requests, disable_tqdm=True):
         """[(log-probability in nats of a continuation after its context, whether it is the greedy one)]."""
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # which makes tokens of them, for the next
+        return super().loglikelihood(
+            requests, disable_tqdm=disable_tqdm
+        )  # which makes tokens of them, for the next
 
     def _loglikelihood_tokens(self, requests, **_):
-        rows = [(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
-        return self.score([(context + continuation, len(continuation)) for context, continuation in rows])
+        rows = [
+            (context or [self.prefix_token_id], continuation)
+            for _, context, continuation in requests
+        ]
+        return self.score(
+            [(context + continuation, len(continuation)) for context, continuation in rows]
+        )
 
     def loglikelihood_rolling(self, requests, disable_tqdm=True):
         """[log-probability in nats of a whole text]: of each token after as many as a window holds."""
         texts = [self.tok_encode(*request.args, add_special_tokens=False) for request in requests]
-        return [total for total, _ in self.score([([self.prefix_token_id, *ids], len(ids)) for ids in texts])]
+        return [
+            total
+            for total, _ in self.score([([self.prefix_token_id, *ids], len(ids)) for ids in texts])
+        ]
 
     def score(self, rows):
         """[(sum of log-probabilities, whether all are the greedy choice)] of the last tokens of each row.
@@ -80,11 +101,15 @@ class HarnessModel(TemplateLM):
             for begin in range(len(ids) - scored, len(ids), block_size):
                 end = min(begin + block_size, len(ids))
                 parts.append((number, ids[max(end - 1 - block_size, 0) : end], end - begin))
-        parts.sort(key=lambda part: -len(part[1]))  # the longest first: if memory does not suffice, at once
+        parts.sort(
+            key=lambda part: -len(part[1])
+        )  # the longest first: if memory does not suffice, at once
         sums, greedy = [0.0] * len(rows), [True] * len(rows)
         with tqdm(total=len(parts), unit=" texts", leave=False, disable=None) as bar:
             for batch in batched(parts, self.batch_size):
-                for (number, _, _), total, same in zip(batch, *self.score_batch(batch), strict=True):
+                for (number, _, _), total, same in zip(
+                    batch, *self.score_batch(batch), strict=True
+                ):
                     sums[number] += total
                     greedy[number] &= same
                 bar.update(len(batch))
@@ -95,23 +120,32 @@ class HarnessModel(TemplateLM):
         """(sums, whether greedy), a list with one of each for every part: (number, ids, how many are scored)."""
         shape = len(parts), max(len(ids) for _, ids, _ in parts) - 1
         x, y = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
-        for row, (_, ids, scored) in enumerate(parts):  # padded on the right, where no scored token looks
+        for row, (_, ids, scored) in enumerate(
+            parts
+        ):  # padded on the right, where no scored token looks
             T, ids = len(ids) - 1, torch.tensor(ids)
             x[row, :T], y[row, T - scored : T] = ids[:-1], ids[T + 1 - scored :]
         x, y = x.to(self.device), y.to(self.device)
         with self.autocast:
             logits = self.model(x, y)[0]  # (B, T, V)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORE, reduction="none")
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORE, reduction="none"
+        )
         same = (logits.argmax(dim=-1) == y) | (y == IGNORE)  # (B, T)
         return (-losses.view(shape).cpu().double().sum(dim=1)).tolist(), same.all(dim=1).tolist()
 
     def generate_until(self, requests, disable_tqdm=True):
         """[the text with which the model goes on from a context, up to the first of its stop texts]."""
-        rows = [(self.tok_encode(context) or [self.eot_token_id], kwargs) for context, kwargs in map(args_of, requests)]
+        rows = [
+            (self.tok_encode(context) or [self.eot_token_id], kwargs)
+            for context, kwargs in map(args_of, requests)
+        ]
         order = sorted(range(len(rows)), key=lambda i: (repr(rows[i][1]), -len(rows[i][0])))
         replies = {}
         with tqdm(total=len(rows), unit=" texts", leave=False, disable=None) as bar:
-            for _, alike in itertools.groupby(order, key=lambda i: repr(rows[i][1])):  # drawn in the same way
+            for _, alike in itertools.groupby(
+                order, key=lambda i: repr(rows[i][1])
+            ):  # drawn in the same way
                 for batch in batched(alike, self.batch_size):
                     contexts, kwargs = [rows[i][0] for i in batch], rows[batch[0]][1]
                     replies.update(zip(batch, self.write(contexts, kwargs), strict=True))
@@ -124,17 +158,25 @@ class HarnessModel(TemplateLM):
         At least half a window stays of a context; then the window moves on with the reply, as in sample.py.
         """
         if unknown := kwargs.keys() - READ or (kwargs.get("num_beams", 1) != 1 and {"num_beams"}):
-            raise DataError(f"a task asks for {', '.join(sorted(unknown))} in its generation_kwargs, which is not here")
+            raise DataError(
+                f"a task asks for {', '.join(sorted(unknown))} in its generation_kwargs, which is not here"
+            )
         tokens, block_size = kwargs["max_gen_toks"], self.model.config.block_size
         drawing = {name: value for name, value in kwargs.items() if name in DRAWING}
         sampling = Sampling(**{"temperature": 0.0, "top_k": None, **drawing})
-        contexts = [context[-max(block_size - tokens, block_size // 2, 1) :] for context in contexts]
+        contexts = [
+            context[-max(block_size - tokens, block_size // 2, 1) :] for context in contexts
+        ]
         mark = self.tokenizer.separator
-        stop = tuple(text for text in (*kwargs["until"], mark.strip()) if text)  # two line ends are no end of a text
+        stop = tuple(
+            text for text in (*kwargs["until"], mark.strip()) if text
+        )  # two line ends are no end of a text
         streams, texts = [TextStream(self.tokenizer, stop) for _ in contexts], [""] * len(contexts)
         with self.autocast:
             decoder = Decoder(self.model, len(contexts), max(map(len, contexts)) + tokens)
-            for count, ids in enumerate(generate(decoder, contexts, tokens, self.tokenizer.vocab_size, sampling), 1):
+            for count, ids in enumerate(
+                generate(decoder, contexts, tokens, self.tokenizer.vocab_size, sampling), 1
+            ):
                 for row, token in enumerate(ids.tolist()):
                     texts[row] += streams[row].feed(token, last=count == tokens)
                 if all(stream.finished for stream in streams):
@@ -158,7 +200,11 @@ def batched(items, size):
 @contextlib.contextmanager
 def their_names():
     """Some tasks import Hugging Face's package evaluate: meanwhile our evaluate.py is not found by this name."""
-    path, ours, here = sys.path, sys.modules.pop("evaluate", None), Path(__file__).resolve().parents[2]
+    path, ours, here = (
+        sys.path,
+        sys.modules.pop("evaluate", None),
+        Path(__file__).resolve().parents[2],
+    )
     sys.path = [folder for folder in path if Path(folder).resolve() != here]
     try:
         yield
@@ -174,10 +220,10 @@ class Tasks(TaskManager):
     def load(self, names):
         try:
             return super().load(names)
-        except Exception as error:  # the network's, the data set's, the task's own, of whatever kind
-            advice = (
-                "Most tasks' questions come from Hugging Face's hub: connect to the network, or name the .yaml of one"
-            )
+        except (
+            Exception
+        ) as error:  # the network's, the data set's, the task's own, of whatever kind
+            advice = "Most tasks' questions come from Hugging Face's hub: connect to the network, or name the .yaml of one"
             raise DataError(
                 f"tasks={','.join(names)}: lm-evaluation-harness cannot load them: {in_a_line(error)}"
                 + (f". {advice} of your own" if isinstance(error, OSError) else "")
@@ -193,7 +239,9 @@ def find_tasks(names):
     if unknown := [name for name in names if name not in files and name not in manager.task_index]:
         near = difflib.get_close_matches(unknown[0], manager.all_tasks, 3)
         advice = f"did you mean {', '.join(near)}? " if near else ""
-        raise ConfigError(f"tasks={unknown[0]}: there is no such task; {advice}All are told by: lm_eval ls tasks")
+        raise ConfigError(
+            f"tasks={unknown[0]}: there is no such task; {advice}All are told by: lm_eval ls tasks"
+        )
     return manager
 
 
@@ -212,9 +260,14 @@ def table(results):
                 error = metrics.get(f"{metric}_stderr,{filtered}")
                 name = metric if filtered == "none" else f"{metric} ({filtered})"
                 figures = [f"{x:.4f}" if isinstance(x, int | float) else "" for x in (value, error)]
-                rows.append((task, str(asked), str(results["n-shot"].get(task, "")), name, *figures))
+                rows.append(
+                    (task, str(asked), str(results["n-shot"].get(task, "")), name, *figures)
+                )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def run(content, model, device, autocast, options):
@@ -222,17 +275,31 @@ def run(content, model, device, autocast, options):
     names = list(dict.fromkeys(name.strip() for name in options.tasks.split(",") if name.strip()))
     lm = HarnessModel(model, weights.tokenizer_of(content), device, autocast, options.batch_size)
     logging.disable(logging.WARNING)  # of the harness, and of each time that the hub is asked again
-    os.environ["DISABLE_MULTIPROC"] = "1"  # the harness's resampling would start a process for each core
+    os.environ["DISABLE_MULTIPROC"] = (
+        "1"  # the harness's resampling would start a process for each core
+    )
     print(f"loading {', '.join(names)} ...", file=sys.stderr, flush=True)
     how = {"num_fewshot": options.num_fewshot, "limit": options.limit, "bootstrap_iters": RESAMPLES}
-    with their_names(), contextlib.redirect_stdout(sys.stderr):  # what the harness prints is no result
+    with (
+        their_names(),
+        contextlib.redirect_stdout(sys.stderr),
+    ):  # what the harness prints is no result
         try:
             manager = find_tasks(names)
-            results = simple_evaluate(lm, tasks=names, task_manager=manager, log_samples=False, **how)
-        except (ConfigError, DataError, MemoryError, RuntimeError):  # the last one may be for want of memory
+            results = simple_evaluate(
+                lm, tasks=names, task_manager=manager, log_samples=False, **how
+            )
+        except (
+            ConfigError,
+            DataError,
+            MemoryError,
+            RuntimeError,
+        ):  # the last one may be for want of memory
             raise
         except Exception as error:  # of a task, of its metrics or of what they need
-            raise DataError(f"tasks={options.tasks}: lm-evaluation-harness stopped: {in_a_line(error)}") from error
+            raise DataError(
+                f"tasks={options.tasks}: lm-evaluation-harness stopped: {in_a_line(error)}"
+            ) from error
         finally:
             logging.disable(logging.NOTSET)
     print("\n".join(table(results)))

@@ -19,13 +19,25 @@ from seugpt.data.tokenizer import decode
 class Sampling:
     """How the next token is drawn. Raises ValueError, one line for each field that is out of range."""
 
-    temperature: Annotated[float, "1 as the model believes, below 1 more careful, 0 always the likeliest token"] = 0.8
+    temperature: Annotated[
+        float, "1 as the model believes, below 1 more careful, 0 always the likeliest token"
+    ] = 0.8
     top_k: Annotated[int | None, "draw among the k likeliest tokens; 0 or None: among all"] = 200
-    top_p: Annotated[float, "draw among the likeliest tokens that together reach this probability; 1: among all"] = 1.0
-    min_p: Annotated[float, "leave out tokens below this share of the likeliest one's probability; 0: none"] = 0.0
-    repetition_penalty: Annotated[float, "above 1: make every token of the prompt and the reply less likely"] = 1.0
-    frequency_penalty: Annotated[float, "subtracted from a token's logit each time that the reply has it"] = 0.0
-    presence_penalty: Annotated[float, "subtracted once from a token's logit if the reply has it"] = 0.0
+    top_p: Annotated[
+        float, "draw among the likeliest tokens that together reach this probability; 1: among all"
+    ] = 1.0
+    min_p: Annotated[
+        float, "leave out tokens below this share of the likeliest one's probability; 0: none"
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, "above 1: make every token of the prompt and the reply less likely"
+    ] = 1.0
+    frequency_penalty: Annotated[
+        float, "subtracted from a token's logit each time that the reply has it"
+    ] = 0.0
+    presence_penalty: Annotated[
+        float, "subtracted once from a token's logit if the reply has it"
+    ] = 0.0
 
     def __post_init__(self):
         problems = []
@@ -38,7 +50,9 @@ class Sampling:
         if not 0 <= self.min_p <= 1:
             problems.append(f"min_p={self.min_p} must be at least 0 and at most 1")
         if not 0 < self.repetition_penalty <= 100:
-            problems.append(f"repetition_penalty={self.repetition_penalty} must be above 0 and at most 100; 1 is none")
+            problems.append(
+                f"repetition_penalty={self.repetition_penalty} must be above 0 and at most 100; 1 is none"
+            )
         for name in ("frequency_penalty", "presence_penalty"):
             if abs(getattr(self, name)) > 100:
                 problems.append(f"{name}={getattr(self, name)} must lie between -100 and 100")
@@ -48,7 +62,11 @@ class Sampling:
     @property
     def counts(self):
         """Whether drawing depends on how often each token was there."""
-        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+        return (
+            self.repetition_penalty != 1
+            or self.frequency_penalty != 0
+            or self.presence_penalty != 0
+        )
 
 
 def penalize(logits, sampling, prompt, reply):
@@ -57,7 +75,9 @@ def penalize(logits, sampling, prompt, reply):
     repetition_penalty divides positive logits and multiplies negative ones (CTRL, 1909.05858); the two others subtract,
     as in OpenAI's interface.
     """
-    penalized = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+    penalized = torch.where(
+        logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty
+    )
     logits = torch.where(prompt + reply > 0, penalized, logits)
     return logits - sampling.frequency_penalty * reply - sampling.presence_penalty * (reply > 0)
 
@@ -106,7 +126,9 @@ def direct(module):
     if isinstance(module, nn.ModuleList):
         return [direct(part) for part in module]
     copied = copy.copy(module)
-    vars(copied).update({**module._parameters, **{name: direct(part) for name, part in module.named_children()}})
+    vars(copied).update(
+        {**module._parameters, **{name: direct(part) for name, part in module.named_children()}}
+    )
     return copied.forward
 
 
@@ -125,11 +147,18 @@ class Decoder:
         self.step = self.eager_step
         if compile:
             try:
-                self.step = self.captured_step() if model.wte.weight.is_cuda else self.compiled_step()
+                self.step = (
+                    self.captured_step() if model.wte.weight.is_cuda else self.compiled_step()
+                )
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # torch, Triton and the C compiler each raise their own kinds
-                self.step, self.failure = self.eager_step, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            except (
+                Exception
+            ) as error:  # torch, Triton and the C compiler each raise their own kinds
+                self.step, self.failure = (
+                    self.eager_step,
+                    " ".join(f"{type(error).__name__}: {error}".split())[:200],
+                )
 
     @torch.inference_mode()
     def prefill(self, rows):
@@ -139,7 +168,9 @@ class Decoder:
         """
         longest = max(map(len, rows))
         self.cache.reset(torch.tensor([[longest - len(row)] for row in rows]))
-        return self.forward(torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows]), cache=self.cache)[0]
+        return self.forward(
+            torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows]), cache=self.cache
+        )[0]
 
     @torch.inference_mode()
     def eager_step(self, idx):
@@ -148,11 +179,15 @@ class Decoder:
 
     def captured_step(self):
         """The step as one CUDA graph, so that its hundreds of kernels start with a single call from Python."""
-        idx = torch.zeros((self.batch_size, 1), dtype=torch.long, device=self.model.wte.weight.device)
+        idx = torch.zeros(
+            (self.batch_size, 1), dtype=torch.long, device=self.model.wte.weight.device
+        )
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # what runs only once, such as choosing kernels, must not be captured
+            for _ in range(
+                3
+            ):  # what runs only once, such as choosing kernels, must not be captured
                 self.cache.reset(0)
                 self.eager_step(idx)
         torch.cuda.current_stream().wait_stream(stream)
@@ -168,10 +203,16 @@ class Decoder:
         return step
 
     def compiled_step(self):
-        step = torch.compile(lambda idx: self.model(idx, cache=self.cache)[0], dynamic=False)  # all have these shapes
+        step = torch.compile(
+            lambda idx: self.model(idx, cache=self.cache)[0], dynamic=False
+        )  # all have these shapes
         # Not in inference_mode, as the eager step is: compiling inside it ends in an internal error of torch 2.13.
         with torch.no_grad():
-            step(torch.zeros((self.batch_size, 1), dtype=torch.long, device=self.model.wte.weight.device))
+            step(
+                torch.zeros(
+                    (self.batch_size, 1), dtype=torch.long, device=self.model.wte.weight.device
+                )
+            )
         return step
 
 
@@ -185,7 +226,10 @@ def generate(decoder, prompts, max_new_tokens, vocab_size, sampling, generator=N
     Ids from vocab_size on are padding and never drawn. `generator` is a torch.Generator on the model's device.
     """
     config, device = decoder.model.config, decoder.model.wte.weight.device
-    prompts = [torch.tensor([int(i) for i in prompt], dtype=torch.long, device=device) for prompt in prompts]
+    prompts = [
+        torch.tensor([int(i) for i in prompt], dtype=torch.long, device=device)
+        for prompt in prompts
+    ]
     rows = [prompt[-config.block_size :] for prompt in prompts]  # what the window holds
     lengths, new = [len(row) for row in rows], []
     logits = decoder.prefill(rows)
@@ -202,11 +246,16 @@ def generate(decoder, prompts, max_new_tokens, vocab_size, sampling, generator=N
         yield following[:, 0]
         if count == max_new_tokens - 1:
             return
-        if config.position == "learned":  # a rolling window never looks back, and need not remember millions of them
+        if (
+            config.position == "learned"
+        ):  # a rolling window never looks back, and need not remember millions of them
             new.append(following)
             lengths = [n + 1 for n in lengths]
         if max(lengths) > config.block_size:
-            rows = [torch.cat((row, more)) for row, more in zip(rows, torch.cat(new, dim=1), strict=True)]
+            rows = [
+                torch.cat((row, more))
+                for row, more in zip(rows, torch.cat(new, dim=1), strict=True)
+            ]
             half = max(config.block_size // 2, 1)
             rows = [row if len(row) <= config.block_size else row[-half:] for row in rows]
             lengths, new = [len(row) for row in rows], []
@@ -219,7 +268,9 @@ def short_sample(model, tokenizer, prompt, seed, tokens=120):
     """The text that the model writes after the prompt's ids, with dice of its own."""
     dice = torch.Generator(model.wte.weight.device).manual_seed(seed)
     decoder = Decoder(model, 1, len(prompt) + tokens)
-    ids = torch.cat(list(generate(decoder, [prompt], tokens, tokenizer.vocab_size, Sampling(), dice)))
+    ids = torch.cat(
+        list(generate(decoder, [prompt], tokens, tokenizer.vocab_size, Sampling(), dice))
+    )
     return decode(tokenizer, ids.tolist())
 
 
@@ -246,4 +297,7 @@ class TextStream:
 
     def stop_may_have_begun(self, text):
         """The length of the longest end of `text` that is the beginning of a stop text."""
-        return max((n for stop in self.stop for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
+        return max(
+            (n for stop in self.stop for n in range(len(stop)) if text.endswith(stop[:n])),
+            default=0,
+        )

@@ -30,8 +30,12 @@ def maps(path, source, text, layer=None, head=None, show=False):
     heads = chosen("head", head, model.config.n_head)
     T = min(MOST_TOKENS, model.config.block_size)
     called = labels(tokenizer, ids[:T], longest=10)
-    weights = [found[0].numpy() for found in inside.attention(model, ids[None, :T])]  # (nh, T, T) of each layer
-    whole = len(layers) > 1 and len(heads) > 1  # then a row is a layer, and else there are up to four in a row
+    weights = [
+        found[0].numpy() for found in inside.attention(model, ids[None, :T])
+    ]  # (nh, T, T) of each layer
+    whole = (
+        len(layers) > 1 and len(heads) > 1
+    )  # then a row is a layer, and else there are up to four in a row
     columns = len(heads) if whole else min(len(layers) * len(heads), 4)
     rows = -(-len(layers) * len(heads) // columns)
     side = (WIDTH - 1.9) / columns  # inches of a map
@@ -74,7 +78,12 @@ def draw_map(axes, weights, called, size):
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=2, labelsize=7)
     if size >= SMALLEST:
-        axes.set_xticks(range(len(called)), called, fontsize=size, rotation=90 if max(map(len, called)) > 1 else 0)
+        axes.set_xticks(
+            range(len(called)),
+            called,
+            fontsize=size,
+            rotation=90 if max(map(len, called)) > 1 else 0,
+        )
         axes.set_yticks(range(len(called)), called, fontsize=size)
     return image
 
@@ -84,14 +93,18 @@ def write_shares(axes, table, dark):
     for (row, column), share in np.ndenumerate(table):
         if share >= 0.005:
             colour = "white" if dark[row, column] else "black"
-            axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=7, color=colour)
+            axes.text(
+                column, row, f"{share:.0%}", ha="center", va="center", fontsize=7, color=colour
+            )
 
 
 def habits(path, source, text, show=False):
     """Draw what each head looks at in the mean over a text, a row for each head. Returns the path."""
     model, tokenizer, ids = inside.read(source, text)
     if len(ids) < 2:
-        raise DataError("text= has one token, and it can look at nothing but itself; give a longer text")
+        raise DataError(
+            "text= has one token, and it can look at nothing but itself; give a longer text"
+        )
     blank = {i: tokenizer.decode_bytes([i])[:1].isspace() for i in ids.unique().tolist()}
     names, shares, even = inside.habits(model, ids, torch.tensor([blank[i] for i in ids.tolist()]))
     L, nh = model.config.n_layer, model.config.n_head
@@ -99,14 +112,20 @@ def habits(path, source, text, show=False):
     legible = L * nh <= 40
     with picture(path, WIDTH, 1.9 + (0.2 if legible else 0.08) * len(table), show) as figure:
         axes = figure.subplots()
-        times = np.log2(np.maximum(table, 1e-9) / table[-1]).clip(-np.log2(MOST_TIMES), np.log2(MOST_TIMES))
-        image = axes.imshow(times, cmap="RdBu_r", vmin=-np.log2(MOST_TIMES), vmax=np.log2(MOST_TIMES), aspect="auto")
+        times = np.log2(np.maximum(table, 1e-9) / table[-1]).clip(
+            -np.log2(MOST_TIMES), np.log2(MOST_TIMES)
+        )
+        image = axes.imshow(
+            times, cmap="RdBu_r", vmin=-np.log2(MOST_TIMES), vmax=np.log2(MOST_TIMES), aspect="auto"
+        )
         count = min(len(ids), inside.MOST)
         axes.set_title(
             f"What each head looks at: shares of its attention, in the mean over {count:,} tokens.\n"
             "Red: a habit, it looks there more than the last row, which looks at all tokens alike"
         )
-        axes.set_xticks(range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor", fontsize=9)
+        axes.set_xticks(
+            range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor", fontsize=9
+        )
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         called = [f"layer {n}, head {m}" for n in range(L) for m in range(nh)]
         places = np.arange(len(table))

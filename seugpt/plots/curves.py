@@ -14,7 +14,11 @@ from seugpt.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SK
 from seugpt.training.metrics import parsed_lines
 
 POINTS = 2000  # drawn of a line, at most: a picture has a thousand columns
-X_LABELS = {"step": "step", "tokens": "training tokens", "seconds": "seconds of training, without evaluations"}
+X_LABELS = {
+    "step": "step",
+    "tokens": "training tokens",
+    "seconds": "seconds of training, without evaluations",
+}
 QUANTITIES = {
     "activation_rms": ("Size of the residual stream", "root of the mean square"),
     "weight_norm": ("Length of the weights", "norm"),
@@ -47,7 +51,9 @@ def read_run(folder):
     """A run's metrics.jsonl. Raises DataError where there is none, or nothing in it."""
     path = Path(folder) / "metrics.jsonl"
     if not path.is_file():
-        raise DataError(f"there is no {path}. A run writes it: python train.py CONFIG --out_dir={folder}")
+        raise DataError(
+            f"there is no {path}. A run writes it: python train.py CONFIG --out_dir={folder}"
+        )
     run = to_run(Path(folder).name, parsed_lines(path))
     if not len(run.batches["step"]) and not len(run.evaluations["step"]):
         raise DataError(f"{path} has no line of a run in it")
@@ -75,7 +81,10 @@ def to_run(name, lines):
         for kind, columns in kinds.items():
             if math.isfinite(line.get(kind, math.nan)):
                 columns.add(line)
-    return Run(name, *({key: np.array(column) for key, column in columns.items()} for columns in kinds.values()))
+    return Run(
+        name,
+        *({key: np.array(column) for key, column in columns.items()} for columns in kinds.values()),
+    )
 
 
 def smooth(values):
@@ -108,9 +117,13 @@ def losses(path, runs, x="step", show=False):
             if len(run.batches["step"]):
                 thin = slice(None, None, max(len(run.batches["step"]) // POINTS, 1))
                 loss, at = run.batches["loss"], run.at(x, run.batches["step"] + 1)[thin]
-                axes.plot(at, loss[thin], color="0.8" if one else mine, lw=0.6, alpha=1 if one else 0.2)
+                axes.plot(
+                    at, loss[thin], color="0.8" if one else mine, lw=0.6, alpha=1 if one else 0.2
+                )
                 line = smooth(loss)[thin]
-                axes.plot(at, line, color=GREY if one else mine, lw=1.2, label=f"{name}batches, smoothed")
+                axes.plot(
+                    at, line, color=GREY if one else mine, lw=1.2, label=f"{name}batches, smoothed"
+                )
             if len(run.evaluations["step"]):
                 draw_evaluations(axes, run, x, name, *((BLUE, RED) if one else (None, mine)))
         evaluated = [run for run in runs if len(run.evaluations["step"])]
@@ -139,13 +152,19 @@ def draw_evaluations(axes, run, x, name, training, validation):
 def layers(path, run, show=False):
     """Draw what the looks inside a run have measured, a panel for each quantity. Returns the path."""
     if not len(run.looks["step"]):
-        raise DataError(f"{run.name} has no looks inside. Train with --snapshot_interval=100, and look again")
+        raise DataError(
+            f"{run.name} has no looks inside. Train with --snapshot_interval=100, and look again"
+        )
     with picture(path, 10, 7, show) as figure:
         figure.suptitle("Each layer over the run: where one line leaves the others, look closer")
         panels = dict(zip(QUANTITIES, figure.subplots(2, 2, sharex=True).flat, strict=True))
         names = [key.partition("/")[2] for key in run.looks if key.startswith("weight_norm/")]
-        blocks = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, sum(n.startswith("h.") for n in names)))
-        colours = {"embedding": RED, "head": BLACK} | {f"h.{i}": colour for i, colour in enumerate(blocks)}
+        blocks = matplotlib.colormaps["viridis"](
+            np.linspace(0, 0.85, sum(n.startswith("h.") for n in names))
+        )
+        colours = {"embedding": RED, "head": BLACK} | {
+            f"h.{i}": colour for i, colour in enumerate(blocks)
+        }
         for quantity, axes in panels.items():
             for name in (n for n in names if f"{quantity}/{n}" in run.looks):
                 values, called = run.looks[f"{quantity}/{name}"], name.replace("h.", "block ")
@@ -157,5 +176,7 @@ def layers(path, run, show=False):
             axes.grid()
         for axes in list(panels.values())[2:]:
             axes.set_xlabel("step")
-        panels["activation_rms"].legend(*panels["weight_norm"].get_legend_handles_labels(), fontsize=8, ncols=2)
+        panels["activation_rms"].legend(
+            *panels["weight_norm"].get_legend_handles_labels(), fontsize=8, ncols=2
+        )
     return path

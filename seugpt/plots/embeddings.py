@@ -11,7 +11,20 @@ from matplotlib.lines import Line2D
 
 from seugpt.errors import ConfigError
 from seugpt.files import replacing
-from seugpt.plots.style import BLUE, GREEN, GREY, KINDS, ORANGE, PURPLE, RED, SKY, STYLE, kind_of, label, picture
+from seugpt.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    KINDS,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    STYLE,
+    kind_of,
+    label,
+    picture,
+)
 from seugpt.training.layer_stats import ROWS
 
 AXES = {
@@ -46,7 +59,9 @@ def tsne(table, start=None):
             "method=tsne needs the package scikit-learn: python -m pip install scikit-learn==1.9.1, or --method=pca"
         ) from None
     if len(table) < 4:
-        raise ConfigError(f"method=tsne needs at least 4 points, and there are {len(table)}; use --method=pca")
+        raise ConfigError(
+            f"method=tsne needs at least 4 points, and there are {len(table)}; use --method=pca"
+        )
     first = start is None
     if first:
         start = (table - table.mean(axis=0)) @ components(table)
@@ -69,7 +84,10 @@ def project(table, method):
     centred = table - table.mean(axis=0)
     points = centred @ components(table)
     shares = points.var(axis=0) / max(centred.var(axis=0).sum(), 1e-12)
-    return points, [f"{name} ({share:.0%} of the variance)" for name, share in zip(AXES["pca"], shares, strict=True)]
+    return points, [
+        f"{name} ({share:.0%} of the variance)"
+        for name, share in zip(AXES["pca"], shares, strict=True)
+    ]
 
 
 def token_rows(tokenizer):
@@ -95,19 +113,31 @@ def highlighted(texts, tokens, of):
     Raises ConfigError where there is none of them.
     """
     places, groups = {label(token): row for row, token in enumerate(tokens)}, []
-    for text, colour in zip(texts, itertools.cycle((RED, BLUE, GREEN, PURPLE, ORANGE, SKY)), strict=False):
+    for text, colour in zip(
+        texts, itertools.cycle((RED, BLUE, GREEN, PURPLE, ORANGE, SKY)), strict=False
+    ):
         first, dash, last = text.partition("-")
         if of == "positions":
             ends = [n for n in (first, last or first) if n.isdecimal()]
-            wanted = [str(n) for n in range(int(ends[0]), min(int(ends[1]), len(tokens)) + 1)] if len(ends) == 2 else []
+            wanted = (
+                [str(n) for n in range(int(ends[0]), min(int(ends[1]), len(tokens)) + 1)]
+                if len(ends) == 2
+                else []
+            )
         elif dash and len(first) == len(last) == 1:
             wanted = [chr(n) for n in range(ord(first), ord(last) + 1)]
         else:
             wanted = list(text)
         rows = [places[name] for name in wanted if name in places]
         if not rows:
-            there = f"positions are 0 to {len(tokens) - 1}" if of == "positions" else "it names no token on the picture"
-            raise ConfigError(f"highlight={text}: {there}; write it as in {'12-14' if of == 'positions' else 'aeiou'}")
+            there = (
+                f"positions are 0 to {len(tokens) - 1}"
+                if of == "positions"
+                else "it names no token on the picture"
+            )
+            raise ConfigError(
+                f"highlight={text}: {there}; write it as in {'12-14' if of == 'positions' else 'aeiou'}"
+            )
         groups.append((text, colour, rows))
     return groups
 
@@ -118,7 +148,17 @@ def draw_tokens(axes, points, tokens, colours=None):
     size = 10 if len(tokens) <= 150 else 7
     for (x, y), token, colour in zip(points, tokens, colours, strict=True):
         style = {"weight": "bold", "zorder": 3} if colour != GREY else {}
-        axes.text(x, y, label(token), color=colour, size=size, ha="center", va="center", clip_on=True, **style)
+        axes.text(
+            x,
+            y,
+            label(token),
+            color=colour,
+            size=size,
+            ha="center",
+            va="center",
+            clip_on=True,
+            **style,
+        )
 
 
 def draw_positions(axes, points, colours=None):
@@ -143,7 +183,11 @@ def fit_axes(axes, points):
 
 def kinds_legend(axes, tokens, place="best"):
     kinds = {kind_of(token) for token in tokens}
-    handles = [Line2D([], [], marker="s", ls="", color=c, label=kind) for kind, c in KINDS.items() if kind in kinds]
+    handles = [
+        Line2D([], [], marker="s", ls="", color=c, label=kind)
+        for kind, c in KINDS.items()
+        if kind in kinds
+    ]
     axes.legend(handles=handles, fontsize=8, loc=place, framealpha=0.8)
 
 
@@ -159,7 +203,9 @@ def embeddings(path, tables, titles, tokens, of, method, show=False):
     }
     with picture(path, 5.2 * len(tables) + 0.6, 4.6 if of == "similarity" else 5.4, show) as figure:
         figure.suptitle(heads[of])
-        for table, title, axes in zip(tables, titles, figure.subplots(1, len(tables), squeeze=False)[0], strict=True):
+        for table, title, axes in zip(
+            tables, titles, figure.subplots(1, len(tables), squeeze=False)[0], strict=True
+        ):
             axes.set_title(title)
             if of == "similarity":
                 draw_similarity(figure, axes, table)
@@ -222,9 +268,14 @@ def animate(path, tables, captions, tokens, of, groups, method):
             draw(axes, now, colours=colours)
             fit_axes(axes, np.concatenate(points))
             axes.set_title(caption, loc="left", family="monospace")
-            axes.set(xlabel=AXES[method][0] + " of the end" * (method == "pca"), ylabel=AXES[method][1])
+            axes.set(
+                xlabel=AXES[method][0] + " of the end" * (method == "pca"), ylabel=AXES[method][1]
+            )
             if groups:
-                handles = [Line2D([], [], marker="s", ls="", color=colour, label=name) for name, colour, _ in groups]
+                handles = [
+                    Line2D([], [], marker="s", ls="", color=colour, label=name)
+                    for name, colour, _ in groups
+                ]
                 axes.legend(handles=handles, fontsize=8, loc="upper right")
             elif of == "tokens":
                 kinds_legend(axes, tokens, "upper right")
@@ -233,5 +284,7 @@ def animate(path, tables, captions, tokens, of, groups, method):
             frames.append(Image.open(image).convert("P", palette=Image.Palette.ADAPTIVE, colors=32))
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
     with replacing(path) as temporary:
-        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+        frames[0].save(
+            temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+        )
     return path

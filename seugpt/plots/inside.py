@@ -20,7 +20,12 @@ from seugpt.training.layer_stats import listening, streams
 
 LONGEST = 1024  # tokens of a window in which heads are watched: T x T weights of every head must have room
 MOST = 2**14  # tokens of a text that heads are watched over: their habits show long before
-OTHERS = ("the first token", "the last white space", "the same token", "what came after it")  # than a distance back
+OTHERS = (
+    "the first token",
+    "the last white space",
+    "the same token",
+    "what came after it",
+)  # than a distance back
 ROWS = 256  # of logits at a time: V may be a hundred thousand
 
 
@@ -30,7 +35,11 @@ def read(source, text):
     Raises CheckpointError, DataError.
     """
     model, tokenizer, _ = weights.to_speak(source)
-    return model, tokenizer, torch.tensor(prompt_ids(tokenizer, given_text(text, "text"), "text").tolist())
+    return (
+        model,
+        tokenizer,
+        torch.tensor(prompt_ids(tokenizer, given_text(text, "text"), "text").tolist()),
+    )
 
 
 @torch.no_grad()
@@ -45,7 +54,9 @@ def attention(model, idx, summary=lambda weights: weights):
     def hear(attn, inputs):
         x, turn, _ = inputs
         q, k, _ = attn.qkv(x, turn)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (B, nh, T, hs): GQA's heads share keys
+        k = k.repeat_interleave(
+            q.shape[1] // k.shape[1], dim=1
+        )  # (B, nh, T, hs): GQA's heads share keys
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
         scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(later, -torch.inf)
         found.append(summary(scores.softmax(dim=-1)))
@@ -67,8 +78,12 @@ def lens(model, N, ids):
     Of ids (T,), at most block_size. The first row is of the embedding, the last one what the model says.
     Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
     """
-    looks = [read_out(model, x[0])[:, :N].softmax(dim=-1).max(dim=-1) for x in streams(model, ids[None])]
-    return torch.stack([look.values for look in looks]), torch.stack([look.indices for look in looks])
+    looks = [
+        read_out(model, x[0])[:, :N].softmax(dim=-1).max(dim=-1) for x in streams(model, ids[None])
+    ]
+    return torch.stack([look.values for look in looks]), torch.stack(
+        [look.indices for look in looks]
+    )
 
 
 @torch.no_grad()
@@ -81,9 +96,13 @@ def surprise(model, ids):
     size, bits = model.config.block_size, [torch.tensor([math.nan])]
     for window, first in windows([ids.numpy()], size, stride=max(size // 2, 1)):
         window = torch.from_numpy(window)
-        x = streams(model, window[None, :-1])[-1][0, first:]  # (those whose next token is scored, C)
+        x = streams(model, window[None, :-1])[-1][
+            0, first:
+        ]  # (those whose next token is scored, C)
         for rows, following in zip(x.split(ROWS), window[first + 1 :].split(ROWS), strict=True):
-            bits.append(F.cross_entropy(read_out(model, rows), following, reduction="none") / math.log(2))
+            bits.append(
+                F.cross_entropy(read_out(model, rows), following, reduction="none") / math.log(2)
+            )
     return torch.cat(bits)
 
 
@@ -125,9 +144,14 @@ def goals(idx, blank):
     T, place = idx.shape[1], torch.arange(idx.shape[1])
     back = place[:, None] - place  # (T, T)
     same = (idx[:, :, None] == idx[:, None, :]) & (back > 0)  # (B, T, T)
-    last_blank = torch.where(blank[:, None] & (back > 0), place, -1).amax(dim=-1, keepdim=True)  # (B, T, 1)
+    last_blank = torch.where(blank[:, None] & (back > 0), place, -1).amax(
+        dim=-1, keepdim=True
+    )  # (B, T, 1)
     names = ["itself", "the one before", "2 back", "3 back", "4 back"][:T]
-    names += [f"{first} to {last} back" if first < last else f"{first} back" for first, last in distances(T)[5:]]
+    names += [
+        f"{first} to {last} back" if first < last else f"{first} back"
+        for first, last in distances(T)[5:]
+    ]
     masks = [((first <= back) & (back <= last)).expand_as(same) for first, last in distances(T)]
     masks.append(((place == 0) & (back > 0)).expand_as(same))
     masks.append((place == last_blank) & (back > 0))
@@ -144,13 +168,17 @@ def habits(model, ids, blank):
     meant before them.
     """
     T = min(len(ids), model.config.block_size, LONGEST)
-    idx, blank = (part[: min(len(part), MOST) // T * T].view(-1, T) for part in (ids, blank))  # windows
+    idx, blank = (
+        part[: min(len(part), MOST) // T * T].view(-1, T) for part in (ids, blank)
+    )  # windows
     alike = torch.ones(T, T).tril() / torch.arange(1, T + 1)[:, None]
     shares, even, counts = 0, 0, 0
     for rows in torch.arange(len(idx)).split(max(2**22 // (model.config.n_head * T * T), 1)):
         names, masks = goals(idx[rows], blank[rows])
         weighed = masks.float()
-        found = attention(model, idx[rows], lambda w, weighed=weighed: torch.einsum("bhij,bkij->hk", w, weighed))
+        found = attention(
+            model, idx[rows], lambda w, weighed=weighed: torch.einsum("bhij,bkij->hk", w, weighed)
+        )
         shares += torch.stack(found).double()
         even += torch.einsum("ij,bkij->k", alike, weighed).double()
         counts += masks.any(dim=-1).sum((0, 2))

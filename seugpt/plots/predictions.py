@@ -15,7 +15,17 @@ from seugpt.data.tokenizer import characters_in
 from seugpt.errors import DataError
 from seugpt.generation.decoder import Sampling
 from seugpt.plots import inside
-from seugpt.plots.style import BLUE, ORANGE, RED, WHITE_SPACE, label, labels, picture, quoted, shortened
+from seugpt.plots.style import (
+    BLUE,
+    ORANGE,
+    RED,
+    WHITE_SPACE,
+    label,
+    labels,
+    picture,
+    quoted,
+    shortened,
+)
 
 WIDTH = 8  # inches
 COLUMNS, LINES = 88, 50  # letters in a line of a text, and lines in its picture
@@ -48,12 +58,26 @@ def following(path, source, text, samplings, bars, samples, show=False):
             drawn_from = inside.probabilities(logits, sampling)
             drawn = inside.draws(logits, sampling, samples, dice) / samples
             axes.barh(places, everything[first], color="0.82", height=0.75)
-            axes.barh(places, drawn_from[first], color=[RED, *[BLUE] * (len(first) - 1)], height=0.75)
-            axes.plot(drawn[first], places, "o", color=ORANGE, mec="black", mew=0.6, ms=5, clip_on=False, zorder=3)
+            axes.barh(
+                places, drawn_from[first], color=[RED, *[BLUE] * (len(first) - 1)], height=0.75
+            )
+            axes.plot(
+                drawn[first],
+                places,
+                "o",
+                color=ORANGE,
+                mec="black",
+                mew=0.6,
+                ms=5,
+                clip_on=False,
+                zorder=3,
+            )
             if len(others):
                 share = f" {drawn_from[others].sum():.1%}, drawn {drawn[others].sum():.1%}"
                 axes.text(0, len(first), share, va="center", fontsize=9)
-            highest = max(highest, *(float(values[first].max()) for values in (everything, drawn_from, drawn)))
+            highest = max(
+                highest, *(float(values[first].max()) for values in (everything, drawn_from, drawn))
+            )
             axes.set(title=f"temperature {sampling.temperature:g}", xlabel="probability")
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}%")
@@ -63,13 +87,28 @@ def following(path, source, text, samplings, bars, samples, show=False):
         names += [f"{len(others):,} others"] if len(others) else []
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set(xlim=(0, 1.05 * highest), ylim=(len(names) - 0.4, -0.6), ylabel="next token")
-        marks = [Patch(color=RED, label="the greedy choice"), Patch(color=BLUE, label="probability in the draw")]
+        marks = [
+            Patch(color=RED, label="the greedy choice"),
+            Patch(color=BLUE, label="probability in the draw"),
+        ]
         if any(sampling.top_k or sampling.top_p < 1 for sampling in samplings):
             marks.append(Patch(color="0.82", label="before top_k and top_p"))
         marks.append(
-            Line2D([], [], ls="", marker="o", color=ORANGE, mec="black", mew=0.6, ms=5, label="share of the draws")
+            Line2D(
+                [],
+                [],
+                ls="",
+                marker="o",
+                color=ORANGE,
+                mec="black",
+                mew=0.6,
+                ms=5,
+                label="share of the draws",
+            )
         )
-        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False)
+        figure.legend(
+            handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False
+        )
     return path
 
 
@@ -82,20 +121,35 @@ def lens(path, source, text, show=False):
     probabilities = probabilities.numpy()
     said = [labels(tokenizer, row, longest=8) for row in likeliest]
     letters = max(len(each) for row in (read, *said) for each in row)
-    T = min(T, math.floor(6 / max(letters * 0.6 * LENS_LETTER / 72 + 0.05, 0.15)))  # as many as have room
+    T = min(
+        T, math.floor(6 / max(letters * 0.6 * LENS_LETTER / 72 + 0.05, 0.15))
+    )  # as many as have room
     with picture(path, WIDTH, 2.2 + 0.24 * len(said), show) as figure:
         axes = figure.subplots()
         image = axes.imshow(probabilities[:, :T], cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for (row, column), probability in np.ndenumerate(probabilities[:, :T]):
             colour = "black" if probability > 0.6 else "white"
-            axes.text(column, row, said[row][column], ha="center", va="center", fontsize=LENS_LETTER, color=colour)
+            axes.text(
+                column,
+                row,
+                said[row][column],
+                ha="center",
+                va="center",
+                fontsize=LENS_LETTER,
+                color=colour,
+            )
             if column + 1 < len(ids) and likeliest[row, column] == ids[column + 1]:
-                axes.add_patch(Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False, ec=ORANGE, lw=1.5))
+                axes.add_patch(
+                    Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False, ec=ORANGE, lw=1.5)
+                )
         axes.set_title(
             "The logit lens: the next token that each layer would say; the last row is what the model says.\n"
-            "A frame: that is what really comes" + (f" (the first {T} of {len(ids):,} tokens)" if len(ids) > T else "")
+            "A frame: that is what really comes"
+            + (f" (the first {T} of {len(ids):,} tokens)" if len(ids) > T else "")
         )
-        axes.set_yticks(range(len(said)), ["embedding", *(f"layer {n}" for n in range(len(said) - 1))])
+        axes.set_yticks(
+            range(len(said)), ["embedding", *(f"layer {n}" for n in range(len(said) - 1))]
+        )
         axes.set_xticks(range(T), [*read[1 : T + 1], ""][:T], fontsize=LENS_LETTER)
         axes.set(xlabel="the token that really comes next", ylabel="said after")
         above = axes.secondary_xaxis("top")
@@ -114,10 +168,14 @@ def surprises(path, source, text, show=False):
     model, tokenizer, ids = inside.read(source, text)
     tokens = [tokenizer.decode_bytes([i]) for i in ids[: COLUMNS * LINES].tolist()]
     texts = [shortened(label(token).replace(WHITE_SPACE[" "], " "), COLUMNS) for token in tokens]
-    places = [place for place in lay_out(tokens, texts) if place[0] < LINES]  # (line, column) of each
+    places = [
+        place for place in lay_out(tokens, texts) if place[0] < LINES
+    ]  # (line, column) of each
     shown = len(places)
     if shown < 2:
-        raise DataError("text= has one token, and the first one is never predicted; give a longer text")
+        raise DataError(
+            "text= has one token, and the first one is never predicted; give a longer text"
+        )
     bits = inside.surprise(model, ids[:shown]).numpy()
     characters = sum(map(characters_in, tokens[1:shown]))
     guess, lines = math.log2(tokenizer.vocab_size), places[-1][0] + 1
@@ -133,17 +191,37 @@ def surprises(path, source, text, show=False):
         box = ((1 - width / WIDTH) / 2, 0.7 / height, width / WIDTH, lines * LINE / height)
         axes = figure.add_axes(box, xlim=(0, COLUMNS), ylim=(lines, 0))
         axes.axis("off")
-        colours = matplotlib.colormaps["YlGnBu"].with_extremes(bad="0.85")  # grey: the first, which nobody foretold
-        boxes = [Rectangle((column, line), len(text), 1) for (line, column), text in zip(places, texts, strict=False)]
-        drawn = axes.add_collection(PatchCollection(boxes, cmap=colours, norm=Normalize(0, guess), ec="white", lw=0.5))
+        colours = matplotlib.colormaps["YlGnBu"].with_extremes(
+            bad="0.85"
+        )  # grey: the first, which nobody foretold
+        boxes = [
+            Rectangle((column, line), len(text), 1)
+            for (line, column), text in zip(places, texts, strict=False)
+        ]
+        drawn = axes.add_collection(
+            PatchCollection(boxes, cmap=colours, norm=Normalize(0, guess), ec="white", lw=0.5)
+        )
         drawn.set_array(np.ma.masked_invalid(bits))
         for (line, column), text, surprise in zip(places, texts, bits, strict=False):
             colour = "white" if surprise > 0.65 * guess else "black"
-            axes.text(column, line + 0.5, text, va="center_baseline", fontsize=LETTER, family=FONTS, color=colour)
+            axes.text(
+                column,
+                line + 0.5,
+                text,
+                va="center_baseline",
+                fontsize=LETTER,
+                family=FONTS,
+                color=colour,
+            )
         bar = figure.colorbar(
-            drawn, cax=figure.add_axes((0.2, 0.5 / height, 0.6, 0.12 / height)), orientation="horizontal", extend="max"
+            drawn,
+            cax=figure.add_axes((0.2, 0.5 / height, 0.6, 0.12 / height)),
+            orientation="horizontal",
+            extend="max",
         )
-        bar.set_label(f"surprise in bits; {guess:.1f} is that of a guess among all {tokenizer.vocab_size:,} tokens")
+        bar.set_label(
+            f"surprise in bits; {guess:.1f} is that of a guess among all {tokenizer.vocab_size:,} tokens"
+        )
     return path
 
 
@@ -163,7 +241,9 @@ def lay_out(tokens, texts):
             if column + len(text) > COLUMNS and column:  # in a word of more than a line
                 line, column = line + 1, 0
             places.append((line, column))
-            line, column = (line + token.count(b"\n"), 0) if b"\n" in token else (line, column + len(text))
+            line, column = (
+                (line + token.count(b"\n"), 0) if b"\n" in token else (line, column + len(text))
+            )
         start = stop
     return places
 

@@ -14,7 +14,13 @@ from seugpt.files import replacing
 
 # Okabe and Ito's colours, which people tell apart however they see (jfly.uni-koeln.de/color).
 BLUE, RED, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-SKY, ORANGE, BLACK, GREY, INDIGO = "#56b4e9", "#e69f00", "#000000", "#8c8c8c", "#332288"  # the last is Paul Tol's
+SKY, ORANGE, BLACK, GREY, INDIGO = (
+    "#56b4e9",
+    "#e69f00",
+    "#000000",
+    "#8c8c8c",
+    "#332288",
+)  # the last is Paul Tol's
 
 STYLE = {
     "font.size": 10,
@@ -50,7 +56,9 @@ def show_window(figure, path):
     if matplotlib.get_backend().lower() not in map(str.lower, matplotlib.backends.backend_registry.list_builtin(
         matplotlib.backends.BackendFilter.INTERACTIVE
     )):  # fmt: skip
-        raise ConfigError(f"show=True needs a screen, and there is none here; the picture is in {path}")
+        raise ConfigError(
+            f"show=True needs a screen, and there is none here; the picture is in {path}"
+        )
     plt.show()
 
 
@@ -66,7 +74,10 @@ def label(token):
         text = token.decode("utf-8")
     except UnicodeDecodeError:
         return " ".join(f"{byte:02x}" for byte in token)
-    return "".join(WHITE_SPACE.get(c) or (c if c.isprintable() and known(c) else f"U+{ord(c):04X}") for c in text)
+    return "".join(
+        WHITE_SPACE.get(c) or (c if c.isprintable() and known(c) else f"U+{ord(c):04X}")
+        for c in text
+    )
 
 
 def shortened(text, longest):

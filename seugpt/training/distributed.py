@@ -31,9 +31,14 @@ class Ranks:
         given = {name: os.environ.get(name, "") for name in (*names, "MASTER_ADDR", "MASTER_PORT")}
         if all(given.values()) and all(given[name].isdecimal() for name in names):
             ranks = cls(*(int(given[name]) for name in names))
-            if ranks.rank < ranks.world_size and ranks.local_rank < ranks.local_world_size <= ranks.world_size:
+            if (
+                ranks.rank < ranks.world_size
+                and ranks.local_rank < ranks.local_world_size <= ranks.world_size
+            ):
                 return ranks
-        found = ", ".join(f"{name}={value}" if value else f"no {name}" for name, value in given.items())
+        found = ", ".join(
+            f"{name}={value}" if value else f"no {name}" for name, value in given.items()
+        )
         raise ConfigError(
             f"the environment has {found}: that is not torchrun's. Start several processes with torchrun; for one "
             "alone take WORLD_SIZE out of the environment: unset WORLD_SIZE"
@@ -49,16 +54,24 @@ class Ranks:
             return accumulation // self.world_size, None
         if accumulation == 1 and batch_size % self.world_size == 0:
             return 1, slice(self.rank, None, self.world_size)
-        name, value = ("batch_size", batch_size) if accumulation == 1 else ("gradient_accumulation_steps", accumulation)
+        name, value = (
+            ("batch_size", batch_size)
+            if accumulation == 1
+            else ("gradient_accumulation_steps", accumulation)
+        )
         below = value - value % self.world_size
         nearest = " or ".join(f"--{name}={n}" for n in (below, below + self.world_size) if n > 0)
-        raise ConfigError(f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}")
+        raise ConfigError(
+            f"{name}={value} cannot be divided among {self.world_size} processes; use {nearest}"
+        )
 
     def replicate(self, model, device):
         """The model, whose backward pass then gives all ranks the mean of their gradients."""
         if self.world_size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        return DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None
+        )
 
     def sum(self, tensor, device):
         """The sum of a tensor over the ranks."""
@@ -97,19 +110,29 @@ class Ranks:
         found = self.gather(what)
         if any(theirs != found[0] for theirs in found):
             each = "; ".join(f"rank {rank}: {theirs}" for rank, theirs in enumerate(found))
-            raise ConfigError(f"the processes do not begin alike: {each}. Copy latest.pt and data/ to every machine")
+            raise ConfigError(
+                f"the processes do not begin alike: {each}. Copy latest.pt and data/ to every machine"
+            )
 
     def backend(self, name, device):
         """torch.distributed's backend: NCCL between CUDA devices, gloo elsewhere. Raises ConfigError."""
         if self.world_size == 1:
             return None
         if device.type == "mps":
-            raise ConfigError("several processes cannot share MPS; use --device=cpu, or start without torchrun")
+            raise ConfigError(
+                "several processes cannot share MPS; use --device=cpu, or start without torchrun"
+            )
         if name == "nccl" and device.type != "cuda":
-            raise ConfigError(f"backend=nccl connects CUDA devices, and this run is on {device}; use --backend=auto")
+            raise ConfigError(
+                f"backend=nccl connects CUDA devices, and this run is on {device}; use --backend=auto"
+            )
         if name == "auto":
             return "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"
-        if not {"nccl": dist.is_nccl_available, "gloo": dist.is_gloo_available, "mpi": dist.is_mpi_available}[name]():
+        if not {
+            "nccl": dist.is_nccl_available,
+            "gloo": dist.is_gloo_available,
+            "mpi": dist.is_mpi_available,
+        }[name]():
             raise ConfigError(f"backend={name} is not in this build of torch; use --backend=auto")
         return name
 
@@ -126,12 +149,16 @@ def connected(backend):
     try:
         store, rank, world_size = next(dist.rendezvous("env://"))
         # When torchrun starts the processes anew (torch 2.13), the store still has the addresses of those that died.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = dist.PrefixStore(
+            f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+        )
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         yield leave_together
     except RuntimeError as error:
         first_line = str(error).partition("\n")[0]
-        if isinstance(error, dist.DistError) or re.search("gloo|connection|timed out", first_line, re.IGNORECASE):
+        if isinstance(error, dist.DistError) or re.search(
+            "gloo|connection|timed out", first_line, re.IGNORECASE
+        ):
             raise ConfigError(
                 "another process of this run has died or does not answer; what it said stands above, or on its "
                 f"machine. Then go on from the last checkpoint with --init_from=resume. The report: {first_line}"

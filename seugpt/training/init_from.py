@@ -58,7 +58,9 @@ def with_vocabulary(model_config, tokenizer, dataset):
     """The ModelConfig with a row for each token of the data set, where it names no number. Raises ConfigError."""
     V = model_config.vocab_size or tokenizer.vocab_size
     if tokenizer.vocab_size > V:
-        raise ConfigError(f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{dataset}")
+        raise ConfigError(
+            f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{dataset}"
+        )
     return replace(model_config, vocab_size=V)
 
 
@@ -71,7 +73,9 @@ def build_model(model_config, options, content, tokenizer):
         weights.check_tokenizer(content, tokenizer.spec(), options.dataset)
         return weights.build(content, model_config, options.seed)
     model_config = with_vocabulary(model_config, tokenizer, options.dataset)
-    demand_room(4 * parameters_of(model_config), "a smaller --n_layer, --n_embd or --mlp_hidden needs less")
+    demand_room(
+        4 * parameters_of(model_config), "a smaller --n_layer, --n_embd or --mlp_hidden needs less"
+    )
     torch.manual_seed(options.seed)  # the same weights on every rank
     return GPT(model_config), []
 

@@ -22,7 +22,11 @@ ROWS = 1024  # of an embedding, at most: of BPE's tokens the first are the bytes
 def save_embeddings(folder, step, model):
     """Write the first ROWS rows of wte, and of wpe where positions are learned, as float16 (rows, C)."""
     tables = {"wte": model.wte, "wpe": model.wpe}
-    arrays = {name: t.weight[:ROWS].detach().half().cpu().numpy() for name, t in tables.items() if t is not None}
+    arrays = {
+        name: t.weight[:ROWS].detach().half().cpu().numpy()
+        for name, t in tables.items()
+        if t is not None
+    }
     path = Path(folder, "snapshots", f"{step:08d}.npz")
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -31,7 +35,10 @@ def save_embeddings(folder, step, model):
 
 def steps_of(folder):
     """{step: file} of a run's snapshots, in their order."""
-    return {int(path.stem): path for path in sorted(Path(folder, "snapshots").glob("[0-9]" * 8 + ".npz"))}
+    return {
+        int(path.stem): path
+        for path in sorted(Path(folder, "snapshots").glob("[0-9]" * 8 + ".npz"))
+    }
 
 
 def load_embeddings(path):
@@ -50,7 +57,9 @@ def captions(folder, steps):
     texts = []
     for step in steps:
         loss = next((loss for at, loss in sorted(losses.items(), reverse=True) if at <= step), None)
-        texts.append(f"step {step:>7,}" + ("" if loss is None else f"   validation loss {loss:.3f}"))
+        texts.append(
+            f"step {step:>7,}" + ("" if loss is None else f"   validation loss {loss:.3f}")
+        )
     return texts
 
 
@@ -85,14 +94,23 @@ class Look:
         """
         squares = {}  # {layer: sums of squares of weights, gradients, updates}
         for name, p in self.model.named_parameters():
-            parts = torch.stack([t.float().square().sum() for t in (self.before[name], p.grad, p - self.before[name])])
+            parts = torch.stack(
+                [
+                    t.float().square().sum()
+                    for t in (self.before[name], p.grad, p - self.before[name])
+                ]
+            )
             squares[layer_of(name)] = squares.get(layer_of(name), 0) + parts
         values = {}
         for layer, sums in squares.items():
             weight, gradient, update = sums.sqrt().tolist()
             values |= {f"weight_norm/{layer}": weight, f"grad_norm/{layer}": gradient}
             values[f"update_ratio/{layer}"] = update / weight if weight else 0.0
-        return {name: value for name, value in {**values, **self.activations}.items() if math.isfinite(value)}
+        return {
+            name: value
+            for name, value in {**values, **self.activations}.items()
+            if math.isfinite(value)
+        }
 
 
 @contextlib.contextmanager
@@ -123,4 +141,7 @@ def activations(model, x):
     finally:
         model.train(training)
     names = ["embedding", *(f"h.{layer}" for layer in range(len(model.h)))]
-    return {f"activation_rms/{n}": t.float().square().mean().sqrt().item() for n, t in zip(names, found, strict=True)}
+    return {
+        f"activation_rms/{n}": t.float().square().mean().sqrt().item()
+        for n, t in zip(names, found, strict=True)
+    }

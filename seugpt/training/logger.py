@@ -46,7 +46,11 @@ class RunLog:
 
         Raises ConfigError where out_dir or a service cannot be used, CheckpointError where another run just wrote it.
         """
-        self.options, self.silent, self.resume_step = options, silent, resumed["step"] if resumed else None
+        self.options, self.silent, self.resume_step = (
+            options,
+            silent,
+            resumed["step"] if resumed else None,
+        )
         self.folder = None if silent or options.eval_only else Path(options.out_dir)
         self.bar = self.log_file = self.metrics_file = self.lock = None
         self.services = Services(self.say)
@@ -64,17 +68,28 @@ class RunLog:
                 if (previous / "latest.pt").exists():
                     self.say(f"    to go on with it: {resume_command(previous)}")
             if damaged:
-                self.say(f"{damaged} damaged line(s) of {self.folder / 'metrics.jsonl'} are left out")
+                self.say(
+                    f"{damaged} damaged line(s) of {self.folder / 'metrics.jsonl'} are left out"
+                )
             self.services.open(self.folder)
         if self.folder and sys.stderr.isatty():
-            form = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            self.bar = tqdm(total=options.max_iters, initial=self.resume_step or 0, bar_format=form, dynamic_ncols=True)
+            form = (
+                "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+            )
+            self.bar = tqdm(
+                total=options.max_iters,
+                initial=self.resume_step or 0,
+                bar_format=form,
+                dynamic_ncols=True,
+            )
 
     def start(self, model, dataset, world_size, content=None, report=()):
         """The lines that open a run: its model, data, steps and starting point; and config.py, which repeats it."""
         options, T, training_tokens = self.options, model.config.block_size, dataset.tokens["train"]
         tokens = options.tokens_per_step(T)
-        self.say(f"model: {model.parameter_count():,} parameters; {dataset.path}: {training_tokens:,} training tokens")
+        self.say(
+            f"model: {model.parameter_count():,} parameters; {dataset.path}: {training_tokens:,} training tokens"
+        )
         for note in dataset.notes:
             self.say(f"note: {note}")
         if not options.eval_only:
@@ -83,9 +98,14 @@ class RunLog:
                 f"{T} tokens = {tokens:,} tokens"
             )
             passes = options.max_iters * tokens / training_tokens
-            self.say(f"{options.max_iters:,} steps pass over the data {passes:.2f} times; processes: {world_size}")
+            self.say(
+                f"{options.max_iters:,} steps pass over the data {passes:.2f} times; processes: {world_size}"
+            )
         if content and self.resume_step is None:
-            for line in [*content.get("notes", []), f"weights from {describe(content)}; everything else starts anew"]:
+            for line in [
+                *content.get("notes", []),
+                f"weights from {describe(content)}; everything else starts anew",
+            ]:
                 self.say(line)
             for line in report:
                 self.say("    " + line)
@@ -96,18 +116,26 @@ class RunLog:
                 {**content["train_config"], **content["model_config"]},
                 {**vars(options), **vars(model.config)},
             )
-            changed = [f"{k} {theirs[k]} -> {v}" for k, v in ours.items() if k in theirs and theirs[k] != v]
+            changed = [
+                f"{k} {theirs[k]} -> {v}" for k, v in ours.items() if k in theirs and theirs[k] != v
+            ]
             self.say(
                 f"resumed from {content['path']} at step {content['step']:,}, best validation loss "
                 f"{content['best_val_loss']:.4f}; changed since: {', '.join(changed) or 'nothing'}"
             )
         decay, end = options.lr_decay_iters, options.max_iters
         if options.decay_lr and decay > end:
-            self.say(f"note: lr_decay_iters={decay} is beyond max_iters={end}: the rate will not come down to min_lr")
+            self.say(
+                f"note: lr_decay_iters={decay} is beyond max_iters={end}: the rate will not come down to min_lr"
+            )
         if options.decay_lr and decay < end:
-            self.say(f"note: lr_decay_iters={decay} is below max_iters={end}: from there on the rate stays at min_lr")
+            self.say(
+                f"note: lr_decay_iters={decay} is below max_iters={end}: from there on the rate stays at min_lr"
+            )
         if options.decay_lr and options.warmup_iters > end:
-            self.say(f"note: warmup_iters={options.warmup_iters} is beyond max_iters={end}: the rate will still rise")
+            self.say(
+                f"note: warmup_iters={options.warmup_iters} is beyond max_iters={end}: the rate will still rise"
+            )
         if options.decay_lr and options.min_lr > options.learning_rate:
             self.say(
                 f"note: min_lr={options.min_lr} is above learning_rate={options.learning_rate}: the rate will rise"
@@ -145,7 +173,13 @@ class RunLog:
     def step(self, step, step_ms, tokens_per_s, mfu, **values):
         """One logged step (values: loss, lr, grad_norm, clipped): the bar where there is one, a line elsewhere."""
         loss, lr = values["loss"], values["lr"]
-        values = {"step": step, **values, "step_ms": step_ms, "tokens_per_s": tokens_per_s, "mfu": mfu}
+        values = {
+            "step": step,
+            **values,
+            "step_ms": step_ms,
+            "tokens_per_s": tokens_per_s,
+            "mfu": mfu,
+        }
         self.metrics(**{name: value for name, value in values.items() if value is not None})
         speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
         left = duration((self.options.max_iters - step - 1) * step_ms / 1000)
@@ -160,14 +194,20 @@ class RunLog:
             self.bar.update()
 
     def evaluation(self, step, losses, param_norm, text, vocab_size, best):
-        self.metrics(step=step, train_loss=losses["train"], val_loss=losses["val"], param_norm=param_norm)
+        self.metrics(
+            step=step, train_loss=losses["train"], val_loss=losses["val"], param_norm=param_norm
+        )
         best = best and not self.options.eval_only
         mark = " (best)" if best else ""
-        self.say(f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}")
+        self.say(
+            f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}"
+        )
         if step == 0 and self.options.init_from == "scratch":
             meaning = "a model that knows nothing finds all tokens about equally likely"
             if losses["val"] > math.log(vocab_size) + 1:
-                meaning = "its first weights are too large, so that it is sure of what it cannot know"
+                meaning = (
+                    "its first weights are too large, so that it is sure of what it cannot know"
+                )
             self.say(
                 f"before training the loss is {losses['val']:.4f}; ln(vocab_size) = ln({vocab_size}) = "
                 f"{math.log(vocab_size):.4f}: {meaning}"
@@ -188,7 +228,9 @@ class RunLog:
         if not self.folder:
             return
         if stop:
-            self.say(f"{signal.Signals(stop).name}: saved at step {step}; to go on: {resume_command(self.folder)}")
+            self.say(
+                f"{signal.Signals(stop).name}: saved at step {step}; to go on: {resume_command(self.folder)}"
+            )
             return
         picture = self.folder / "loss.png"
         curves = f"; the curves are in {picture}" if picture.exists() else ""

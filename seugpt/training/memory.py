@@ -50,11 +50,18 @@ def memory_guard(advice):
         yield
     except (MemoryError, OverflowError, RuntimeError) as error:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        sizes = ("allocate memory", "size calculation overflowed", "index-sized integer", "are too long")
+        sizes = (
+            "allocate memory",
+            "size calculation overflowed",
+            "index-sized integer",
+            "are too long",
+        )
         if not known and not any(words in str(error) for words in sizes):
             raise
         first_line = str(error).partition("\n")[0]
-        raise DeviceError(f"out of memory: {advice}. The first line of the report: {first_line}") from error
+        raise DeviceError(
+            f"out of memory: {advice}. The first line of the report: {first_line}"
+        ) from error
 
 
 class AliveTensors(TorchDispatchMode):
@@ -63,7 +70,11 @@ class AliveTensors(TorchDispatchMode):
     def __init__(self, tensors):
         """tensors: those that are there already."""
         super().__init__()
-        self.sizes, self.now, self.peak = {}, 0, 0  # sizes: by weak references to storages, which views share
+        self.sizes, self.now, self.peak = (
+            {},
+            0,
+            0,
+        )  # sizes: by weak references to storages, which views share
         self.add(tensors)
 
     def add(self, tensors):

@@ -13,7 +13,11 @@ def parse(line):
         return None
     if not isinstance(values, dict) or not all(map(is_number, values.values())):
         return None
-    return values if type(values.get("step")) is int and ("val_loss" in values) == ("train_loss" in values) else None
+    return (
+        values
+        if type(values.get("step")) is int and ("val_loss" in values) == ("train_loss" in values)
+        else None
+    )
 
 
 def is_number(value):

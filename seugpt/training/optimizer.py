@@ -38,17 +38,27 @@ def make_optimizers(model, options, device, dtype):
     taken = {id(p) for group in hidden for p in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": options.weight_decay, "lr_scale": 1.0},
+        {
+            "params": [p for p in rest if p.dim() >= 2],
+            "weight_decay": options.weight_decay,
+            "lr_scale": 1.0,
+        },
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "lr_scale": 1.0},
     ]
     fused = device.type in ("cpu", "cuda", "mps")  # one kernel for all parameters
     optimizers = [
-        torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=fused)
+        torch.optim.AdamW(
+            groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=fused
+        )
     ]
     if hidden:
         scale = options.muon_lr / options.learning_rate if options.learning_rate else 0.0
-        optimizers.append(Muon(hidden, options.muon_lr, scale, options.beta1, options.weight_decay, dtype))
-    covered = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        optimizers.append(
+            Muon(hidden, options.muon_lr, scale, options.beta1, options.weight_decay, dtype)
+        )
+    covered = [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
     assert len(covered) == len({id(p) for p in covered}) == len(list(model.parameters()))
     return optimizers
 
@@ -61,15 +71,22 @@ def restore_optimizers(optimizers, states, step):
     """
     states = [states] if isinstance(states, dict) else states  # of a run before Muon was there
     for optimizer, state in zip(optimizers, states, strict=True):
-        now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        now = [
+            {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+        ]
         optimizer.load_state_dict(state)
         for group, options in zip(optimizer.param_groups, now, strict=True):
             group.update(options)
         for parameter in (p for group in optimizer.param_groups for p in group["params"] if step):
             for name in MEMORY[type(optimizer)]:
-                tensor, shape = optimizer.state[parameter][name], parameter.shape if name != "step" else ()
+                tensor, shape = (
+                    optimizer.state[parameter][name],
+                    parameter.shape if name != "step" else (),
+                )
                 if tensor.shape != shape or not tensor.is_contiguous():
-                    raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, its parameter {tuple(shape)}")
+                    raise ValueError(
+                        f"{name} has the shape {tuple(tensor.shape)}, its parameter {tuple(shape)}"
+                    )
 
 
 def hidden_matrices(model):
@@ -79,12 +96,16 @@ def hidden_matrices(model):
     """
     config = model.config
     rows = {
-        "attn.c_attn.weight": config.kv_heads * config.head_size,  # with fewer heads of keys, queries in such groups
+        "attn.c_attn.weight": config.kv_heads
+        * config.head_size,  # with fewer heads of keys, queries in such groups
         "attn.c_proj.weight": config.n_embd,
         "mlp.c_fc.weight": config.hidden,
         "mlp.c_proj.weight": config.n_embd,
     }
-    return [{"params": [block.get_parameter(name) for block in model.h], "rows": n} for name, n in rows.items()]
+    return [
+        {"params": [block.get_parameter(name) for block in model.h], "rows": n}
+        for name, n in rows.items()
+    ]
 
 
 class Muon(torch.optim.Optimizer):
@@ -95,8 +116,13 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups, lr, lr_scale, momentum, weight_decay, dtype):
         """groups: of `hidden_matrices`; dtype: that of the run, as the products are made in bfloat16 if it is."""
-        super().__init__(groups, {"lr": lr, "lr_scale": lr_scale, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32  # float16 ends at 65,504
+        super().__init__(
+            groups,
+            {"lr": lr, "lr_scale": lr_scale, "momentum": momentum, "weight_decay": weight_decay},
+        )
+        self.dtype = (
+            torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        )  # float16 ends at 65,504
         for p in (p for group in self.param_groups for p in group["params"]):
             self.state[p]["momentum"] = torch.zeros_like(p)
 
@@ -105,13 +131,20 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, momentum, rows = group["lr"], group["momentum"], group["rows"]
             matrices = group["params"]
-            gradients, memory = [p.grad for p in matrices], [self.state[p]["momentum"] for p in matrices]
+            gradients, memory = (
+                [p.grad for p in matrices],
+                [self.state[p]["momentum"] for p in matrices],
+            )
             torch._foreach_lerp_(memory, gradients, 1 - momentum)
-            ahead = torch.stack(torch._foreach_lerp(gradients, memory, momentum))  # (layers, all rows, columns)
+            ahead = torch.stack(
+                torch._foreach_lerp(gradients, memory, momentum)
+            )  # (layers, all rows, columns)
             update = orthogonalize(ahead.view(-1, rows, ahead.shape[-1]).to(self.dtype))
             update = update.reshape(ahead.shape).type_as(ahead)
             torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(matrices, update.unbind(), alpha=-lr * max(1, rows / ahead.shape[-1]) ** 0.5)
+            torch._foreach_add_(
+                matrices, update.unbind(), alpha=-lr * max(1, rows / ahead.shape[-1]) ** 0.5
+            )
 
 
 # What each keeps for a parameter from the first step on; all but the number of steps have the parameter's shape.
@@ -122,8 +155,12 @@ def orthogonalize(matrices):
     """Roughly the orthogonal matrix closest to each: U Vᵀ of M = U S Vᵀ. (n, rows, columns) -> the same."""
     if matrices.shape[-2] > matrices.shape[-1]:  # the products below are of rows with rows
         return orthogonalize(matrices.mT).mT
-    X = matrices / (1.01 * matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # no singular value above 1
+    X = matrices / (
+        1.01 * matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7
+    )  # no singular value above 1
     for a, b, c in POLYNOMIALS:
         A = X @ X.mT
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)  # a X + (b A + c A A) X
+        X = torch.baddbmm(
+            X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a
+        )  # a X + (b A + c A A) X
     return X

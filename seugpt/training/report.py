@@ -72,7 +72,15 @@ def parameter_table(sizes, config, tokens):
     rows = [("Parameters", "tensors", "parameters", "share", "")]
     for part in PARTS:
         counts = [math.prod(shape) for name, shape in sizes.items() if part_of(name) == part]
-        rows.append((part, f"{len(counts):,}", f"{sum(counts):,}", f"{sum(counts) / total:.1%}", notes.get(part, "")))
+        rows.append(
+            (
+                part,
+                f"{len(counts):,}",
+                f"{sum(counts):,}",
+                f"{sum(counts) / total:.1%}",
+                notes.get(part, ""),
+            )
+        )
     return table(*rows, ("all", f"{len(sizes):,}", f"{total:,}", "100.0%", ""))
 
 
@@ -102,7 +110,14 @@ def flops_table(flops, block_size):
     rows = [("FLOPs of a token", "forward", "backward", "both", "share", "")]
     for part, count in [*flops.items(), ("all", total)]:
         numbers = [human(times * count, "FLOP") for times in (1, 2, 3)]
-        rows.append((part, *numbers, f"{count / total:.1%}", "grow with block_size" if "scores" in part else ""))
+        rows.append(
+            (
+                part,
+                *numbers,
+                f"{count / total:.1%}",
+                "grow with block_size" if "scores" in part else "",
+            )
+        )
     longer = [("block_size", "FLOPs of a token", "scores", "")]
     for T in (max(block_size // 4, 1), block_size, 4 * block_size):
         theirs = scores * T // block_size
@@ -114,7 +129,9 @@ def flops_table(flops, block_size):
 def work_table(flops_per_token, block_size, options, dataset):
     """A sequence, a step, a pass over the data and the run; dataset: None where there is none."""
     step = options.tokens_per_step(block_size)
-    parts = f"{options.gradient_accumulation_steps:,} micro-batches of {options.batch_size:,} sequences"
+    parts = (
+        f"{options.gradient_accumulation_steps:,} micro-batches of {options.batch_size:,} sequences"
+    )
     run, passes = options.max_iters * step, ""
     work = [("a sequence", block_size, ""), ("a step", step, parts)]
     if dataset:
@@ -122,7 +139,10 @@ def work_table(flops_per_token, block_size, options, dataset):
         work.append(("a pass", tokens, f"over {dataset.path}, also called an epoch"))
         passes = f"; {run / tokens:,.2f} passes"
     work.append(("the run", run, f"{options.max_iters:,} steps{passes}"))
-    rows = [(name, f"{tokens:,}", human(tokens * flops_per_token, "FLOP"), note) for name, tokens, note in work]
+    rows = [
+        (name, f"{tokens:,}", human(tokens * flops_per_token, "FLOP"), note)
+        for name, tokens, note in work
+    ]
     return table(("Work", "tokens", "FLOPs", ""), *rows)
 
 
@@ -158,7 +178,11 @@ def memory_table(config, options, device, dtype, ranks):
     micro_steps, part = ranks.share(options.gradient_accumulation_steps, options.batch_size)
     rows = len(range(options.batch_size)[part or slice(None)])
     bytes_of = count_memory(config, options, device, dtype, micro_steps, rows)
-    T, cached, kind = config.block_size, pick_dtype("auto", device), str(dtype).removeprefix("torch.")
+    T, cached, kind = (
+        config.block_size,
+        pick_dtype("auto", device),
+        str(dtype).removeprefix("torch."),
+    )
     logits = 4 * rows * T * config.vocab_size
     cache = 2 * config.n_layer * config.kv_heads * config.head_size * T * cached.itemsize
     moments = "AdamW: two moments of each weight"
@@ -170,19 +194,31 @@ def memory_table(config, options, device, dtype, ranks):
         bytes_of["gradients"] *= 2
     lines = [
         ("weights", bytes_of["weights"], "float32"),
-        ("gradients", bytes_of["gradients"], "float32" + (", and DDP's copy" if ranks.world_size > 1 else "")),
+        (
+            "gradients",
+            bytes_of["gradients"],
+            "float32" + (", and DDP's copy" if ranks.world_size > 1 else ""),
+        ),
         ("optimizer", bytes_of["optimizer"], moments),
         ("activations", bytes_of["activations"], f"kept for the backward pass{casts}"),
         ("    of these, the logits", logits, "as log-probabilities, float32"),
         ("gradients of the logits", 2 * logits, "for a moment, as the backward pass begins"),
         ("at the peak", bytes_of["peak"], "the most that is alive at one time"),
-        ("KV cache of a sequence", cache, f"{T:,} tokens in sampling, {str(cached).removeprefix('torch.')}"),
+        (
+            "KV cache of a sequence",
+            cache,
+            f"{T:,} tokens in sampling, {str(cached).removeprefix('torch.')}",
+        ),
     ]
     title = f"{'Memory of each process' if ranks.world_size > 1 else 'Memory'}, {device}, {kind}, {rows} x {T:,} tokens"
-    text = "\n".join([title, table(*((name, human(size, "B"), note) for name, size, note in lines))])
+    text = "\n".join(
+        [title, table(*((name, human(size, "B"), note) for name, size, note in lines))]
+    )
     if device.type == "cpu":
         text += "\nOn the CPU the process keeps what it frees, and takes more (README, Memory)."
-    return text + ("\ntorch.compile, which this run uses, may need less." if options.compiles(device) else "")
+    return text + (
+        "\ntorch.compile, which this run uses, may need less." if options.compiles(device) else ""
+    )
 
 
 def print_report(model_config, options, ranks, device, dtype):
@@ -190,7 +226,9 @@ def print_report(model_config, options, ranks, device, dtype):
     if ranks.rank > 0:
         return
     if model_config.n_layer > MOST_LAYERS:
-        raise ConfigError(f"n_layer={model_config.n_layer:,}: a report counts layer by layer, at most {MOST_LAYERS:,}")
+        raise ConfigError(
+            f"n_layer={model_config.n_layer:,}: a report counts layer by layer, at most {MOST_LAYERS:,}"
+        )
     dataset, notes = None, []
     try:
         dataset = Dataset(dataset_path(options.dataset))
@@ -198,7 +236,9 @@ def print_report(model_config, options, ranks, device, dtype):
         model_config = with_vocabulary(model_config, dataset.tokenizer, options.dataset)
     except DataError as error:
         if model_config.vocab_size is None:
-            raise ConfigError(f"vocab_size is not known: give it, as in --vocab_size=50304. Or: {error}") from error
+            raise ConfigError(
+                f"vocab_size is not known: give it, as in --vocab_size=50304. Or: {error}"
+            ) from error
         notes = [f"without data: {error}"]
     sizes = shapes(model_config, "these options")
     flops = forward_flops(sizes, model_config)
@@ -206,7 +246,10 @@ def print_report(model_config, options, ranks, device, dtype):
         print("\n".join(textwrap.wrap(f"note: {note}", 100, break_on_hyphens=False)) + "\n")
     print(parameter_table(sizes, model_config, dataset and dataset.tokenizer.vocab_size) + "\n")
     print(flops_table(flops, model_config.block_size) + "\n")
-    print(work_table(3 * sum(flops.values()), model_config.block_size, options, dataset) + "\n", flush=True)
+    print(
+        work_table(3 * sum(flops.values()), model_config.block_size, options, dataset) + "\n",
+        flush=True,
+    )
     print(memory_table(model_config, options, device, dtype, ranks), flush=True)
 
 
@@ -226,7 +269,10 @@ def measure(trainer):
     T, few = model.config.block_size, 2 * trainer.ranks.world_size
 
     def windows(eval_iters):
-        return sum(len(data.evaluation_windows(split, eval_iters, options.batch_size, T)) for split in data.ids)
+        return sum(
+            len(data.evaluation_windows(split, eval_iters, options.batch_size, T))
+            for split in data.ids
+        )
 
     trainer.log = RunLog(options, silent=True)
     trainer.restart_clock()
@@ -235,14 +281,23 @@ def measure(trainer):
     model.eval()
     trainer.options = replace(options, eval_iters=few)
     trainer.evaluate(model)  # which warms up
-    evaluation = timed(lambda: trainer.evaluate(model), device) * windows(options.eval_iters) / windows(few)
+    evaluation = (
+        timed(lambda: trainer.evaluate(model), device) * windows(options.eval_iters) / windows(few)
+    )
     if trainer.ranks.rank == 0:
         tokens_per_s = options.tokens_per_step(T) / step
         flops = tokens_per_s * model.flops_per_token()
         mfu = f", MFU {flops / trainer.peak_flops:.1%}" if trainer.peak_flops else ""
         speed = f"{tokens_per_s:,.0f} tokens/s, {human(flops, 'FLOP/s')}{mfu}"
         print(f"\n{STEPS} steps after {WARMUP} to warm up: {1000 * step:,.1f} ms a step, {speed}")
-        count, training = math.ceil(options.max_iters / options.eval_interval) + 1, options.max_iters * step
-        print(f"the {options.max_iters:,} steps of the run: {duration(training)} without evaluations;")
-        print(f"{duration(training + count * evaluation)} with its {count:,} evaluations, and without saving")
+        count, training = (
+            math.ceil(options.max_iters / options.eval_interval) + 1,
+            options.max_iters * step,
+        )
+        print(
+            f"the {options.max_iters:,} steps of the run: {duration(training)} without evaluations;"
+        )
+        print(
+            f"{duration(training + count * evaluation)} with its {count:,} evaluations, and without saving"
+        )
     return 0

@@ -8,7 +8,15 @@ import tempfile
 from seugpt.checkpoint.storage import numbered
 from seugpt.errors import ConfigError
 
-RUN_FILES = ("latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py", "snapshots")
+RUN_FILES = (
+    "latest.pt",
+    "best.pt",
+    "metrics.jsonl",
+    "training.log",
+    "loss.png",
+    "config.py",
+    "snapshots",
+)
 RUN_FILES += ("tensorboard", "wandb_run_id")  # of services.py
 
 
@@ -22,13 +30,19 @@ def open_folder(folder, resume):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()  # the surest question whether it can be written
     except OSError as error:
-        raise ConfigError(f"out_dir={folder} cannot be written ({error.strerror}); choose another --out_dir") from None
+        raise ConfigError(
+            f"out_dir={folder} cannot be written ({error.strerror}); choose another --out_dir"
+        ) from None
     lock = open_lock(folder)
     earlier = [folder / name for name in RUN_FILES if (folder / name).exists()] + numbered(folder)
-    without = (folder / "training.log").exists() and not any(path.suffix == ".pt" for path in earlier)
+    without = (folder / "training.log").exists() and not any(
+        path.suffix == ".pt" for path in earlier
+    )
     if resume or not earlier or without:
         return lock, None
-    previous = next(path for n in itertools.count(1) if not (path := folder / f"previous-{n}").exists())
+    previous = next(
+        path for n in itertools.count(1) if not (path := folder / f"previous-{n}").exists()
+    )
     previous.mkdir()
     for path in earlier:
         path.rename(previous / path.name)

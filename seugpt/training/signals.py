@@ -8,7 +8,9 @@ import torch
 
 from seugpt.errors import TrainingError
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def not_finite(found, step, dtype, options):
@@ -42,6 +44,10 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.signal = number
-        if not self.silent:  # written past Python's buffers, in the middle of whose work a signal may come
+        if (
+            not self.silent
+        ):  # written past Python's buffers, in the middle of whose work a signal may come
             with contextlib.suppress(OSError):  # nobody reads any more
-                os.write(2, b"\nThe step is finished and saved first; once more ends the run at once.\n")
+                os.write(
+                    2, b"\nThe step is finished and saved first; once more ends the run at once.\n"
+                )

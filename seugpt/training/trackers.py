@@ -20,13 +20,20 @@ class Wandb:
     name, option, package, advice = "wandb", "wandb_log", "wandb==0.31.0", "try wandb login, or"
 
     def __init__(self, options, resume_step):
-        from wandb import init, teardown  # not the module: where a folder has its name, that would be taken for it
+        from wandb import (
+            init,
+            teardown,
+        )  # not the module: where a folder has its name, that would be taken for it
 
         # Without a network its end keeps a run waiting. As variables: yours stand, and an older wandb passes over them.
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")  # seconds
         os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
         path = Path(options.out_dir, "wandb_run_id")
-        known = path.read_text(encoding="utf-8").strip() if resume_step is not None and path.exists() else None
+        known = (
+            path.read_text(encoding="utf-8").strip()
+            if resume_step is not None and path.exists()
+            else None
+        )
         self.run = init(
             project=options.wandb_project,
             name=options.wandb_run_name,
@@ -49,7 +56,9 @@ class Wandb:
 
     def close(self):
         try:
-            self.run.finish(exit_code=int(sys.exc_info()[0] is not None))  # not 0 where an error ends the run
+            self.run.finish(
+                exit_code=int(sys.exc_info()[0] is not None)
+            )  # not 0 where an error ends the run
         finally:
             self.teardown()  # else it is done at Python's exit, with a traceback where wandb's process has died
 
@@ -67,7 +76,9 @@ class TensorBoard:
     def open(self, folder):
         self.excepthook, threading.excepthook = threading.excepthook, self.keep_silent
         self.writer = self.writer_class(str(folder / "tensorboard"), purge_step=self.resume_step)
-        for values in parsed_lines(folder / "metrics.jsonl"):  # of that step, the evaluation is not done again
+        for values in parsed_lines(
+            folder / "metrics.jsonl"
+        ):  # of that step, the evaluation is not done again
             if values and values["step"] == self.resume_step:
                 self.log(values)
 
@@ -123,7 +134,9 @@ class Services:
             try:
                 service.close()
             except Exception as error:
-                self.say(f"{service.name} is lost at the end ({reason(error)}): it may lack the last lines")
+                self.say(
+                    f"{service.name} is lost at the end ({reason(error)}): it may lack the last lines"
+                )
 
 
 @contextlib.contextmanager
@@ -134,7 +147,9 @@ def starting(service):
     except ImportError:
         without = f"--{service.option}=False"
         needs = f"{service.option}=True needs the package {service.name.lower()}"
-        raise ConfigError(f"{needs}: python -m pip install {service.package}, or {without}") from None
+        raise ConfigError(
+            f"{needs}: python -m pip install {service.package}, or {without}"
+        ) from None
     except Exception as error:
         without = f"{service.advice} --{service.option}=False"
         raise ConfigError(f"{service.name} does not start ({reason(error)}); {without}") from error

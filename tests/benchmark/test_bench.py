@@ -18,7 +18,14 @@ import prepare
 from model import ModelConfig
 from seugpt.benchmark import whole_commands as commands
 
-QUICK = ["--device=cpu", "--n_layer=1", "--n_embd=32", "--n_head=2", "--block_size=16", "--batch_size=2"]
+QUICK = [
+    "--device=cpu",
+    "--n_layer=1",
+    "--n_embd=32",
+    "--n_head=2",
+    "--block_size=16",
+    "--batch_size=2",
+]
 ONE_STEP = ["--compile=False", "--max_iters=1", "--eval_interval=1", "--eval_iters=1", "--rounds=1"]
 # As much of nanoGPT's interface as a contender needs, around a model of two layers.
 PEER = """
@@ -76,9 +83,15 @@ print(f"step 0: train loss 9.0000, val loss 8.0000\\nstep {max_iters}: train los
 def docs(workspace):
     prepare.main(["python_docs"])
     (workspace / "peer").mkdir()
-    for name, text in {"model": PEER, "train": PEER_TRAIN, "configurator": "exec(open(sys.argv[1]).read())"}.items():
+    for name, text in {
+        "model": PEER,
+        "train": PEER_TRAIN,
+        "configurator": "exec(open(sys.argv[1]).read())",
+    }.items():
         (workspace / "peer" / f"{name}.py").write_text(text)
-    (workspace / "quick.py").write_text("dataset = 'python_docs'\ngradient_accumulation_steps = 1\n")
+    (workspace / "quick.py").write_text(
+        "dataset = 'python_docs'\ngradient_accumulation_steps = 1\n"
+    )
     return workspace
 
 
@@ -92,7 +105,11 @@ def test_the_smoke_suite_measures_everything(docs, capsys, monkeypatch):
     step, race, decode, prepared, run = results()
     assert [r["bench"] for r in results()] == ["step", "race", "decode", "prepare", "run"]
     for result in results():
-        assert result["versions"]["torch"] and result["device"] and result["command"].startswith("python ")
+        assert (
+            result["versions"]["torch"]
+            and result["device"]
+            and result["command"].startswith("python ")
+        )
     assert step["step_ms"] > step["floor_ms"] > 0 and step["peak_memory_bytes"] > 1e7
     assert set(step["parts_ms"]) == {"data", "forward", "backward", "optimizer"}
     assert race["steps"] is None and [h[0] for h in race["history"]] == [1, 2]
@@ -118,7 +135,11 @@ def test_nanogpt_runs_beside_us_and_its_place_is_not_written_down(docs, capsys, 
     common = ["quick.py", *QUICK, "--peer=peer", "--rounds=2", "--results=results.jsonl"]
     bench.main(["step", *common, "--steps=1"])
     ours, theirs = results()
-    assert ours["contender"] == "seuGPT" and theirs["contender"] == "nanoGPT" and len(theirs["ratios"]) == 2
+    assert (
+        ours["contender"] == "seuGPT"
+        and theirs["contender"] == "nanoGPT"
+        and len(theirs["ratios"]) == 2
+    )
     assert ours["parameters"] != theirs["parameters"] and theirs["dtype"] == "float32"
     assert theirs["command"] == "python bench.py step --peer=PATH_TO_NANOGPT"
     bench.main(["decode", *common, "--rows=2", "--tokens=20"])
@@ -127,7 +148,9 @@ def test_nanogpt_runs_beside_us_and_its_place_is_not_written_down(docs, capsys, 
 
 
 def test_transformers_runs_beside_us(docs):
-    pytest.importorskip("transformers", reason="transformers is not installed: python -m pip install transformers")
+    pytest.importorskip(
+        "transformers", reason="transformers is not installed: python -m pip install transformers"
+    )
     common = ["quick.py", *QUICK, "--peer=transformers", "--rounds=1", "--results=results.jsonl"]
     bench.main(["step", *common, "--steps=1"])
     bench.main(["decode", *common, "--rows=2", "--tokens=10"])
@@ -138,7 +161,13 @@ def test_a_race_ends_when_the_whole_validation_split_reaches_the_target(docs, ca
     """Both learn from the same batches; the clock and the steps are of training alone."""
     shape = " ".join(QUICK)
     run = f"quick.py {shape} --max_iters=300 --warmup_iters=2 --learning_rate=1e-3"
-    options = ["--peer=peer", "--target=4.0", "--interval=5", "--seeds=2", "--results=results.jsonl"]
+    options = [
+        "--peer=peer",
+        "--target=4.0",
+        "--interval=5",
+        "--seeds=2",
+        "--results=results.jsonl",
+    ]
     bench.main(["race", f"--config={run}", *options])
     lines = results()
     assert [(r["contender"].split()[0], r["seed"]) for r in lines] == [("quick.py", 0), ("nanoGPT", 0), ("quick.py", 1),
@@ -152,22 +181,43 @@ def test_a_race_ends_when_the_whole_validation_split_reaches_the_target(docs, ca
 def test_whole_runs_of_train_py_are_measured_in_turn(docs, capsys):
     """nanoGPT is told the same options, reads the same tokens and nothing is left in its folder or in ours."""
     before = sorted(docs.rglob("*"))
-    short = ["--compile=False", "--max_iters=4", "--eval_interval=2", "--eval_iters=1", "--dropout=0.1"]
-    bench.main(["run", "quick.py", *QUICK, *short, "--peer=peer", "--rounds=2", "--results=results.jsonl"])
+    short = [
+        "--compile=False",
+        "--max_iters=4",
+        "--eval_interval=2",
+        "--eval_iters=1",
+        "--dropout=0.1",
+    ]
+    bench.main(
+        ["run", "quick.py", *QUICK, *short, "--peer=peer", "--rounds=2", "--results=results.jsonl"]
+    )
     assert [r["contender"] for r in results()] == ["seuGPT", "nanoGPT"] * 2
     ours, theirs = results()[:2]
-    assert theirs["loss"] == 2.5 and 1 < ours["loss"] < 7 and min(ours["seconds"], theirs["seconds"]) > 0
+    assert (
+        theirs["loss"] == 2.5
+        and 1 < ours["loss"] < 7
+        and min(ours["seconds"], theirs["seconds"]) > 0
+    )
     assert ours["steps"] == theirs["steps"] == 4
-    assert re.search(r"nanoGPT: \d+\.\d s, validation loss 2\.5000 at step 4\n", text := capsys.readouterr().out)
-    assert re.search(r"nanoGPT: [0-9.]+ \([0-9. to]+\) s, [0-9.]+ \([0-9. to]+\) times ours\n$", text)
+    assert re.search(
+        r"nanoGPT: \d+\.\d s, validation loss 2\.5000 at step 4\n", text := capsys.readouterr().out
+    )
+    assert re.search(
+        r"nanoGPT: [0-9.]+ \([0-9. to]+\) s, [0-9.]+ \([0-9. to]+\) times ours\n$", text
+    )
     assert sorted(docs.rglob("*")) == sorted([*before, docs / "results.jsonl"])
 
 
 def test_a_run_that_diverged_is_told_as_such(docs, capsys):
     train = docs / "peer" / "train.py"
-    train.write_text(train.read_text(encoding="utf-8").replace("val loss 2.5000", "val loss nan"), encoding="utf-8")
+    train.write_text(
+        train.read_text(encoding="utf-8").replace("val loss 2.5000", "val loss nan"),
+        encoding="utf-8",
+    )
     bench.main(["run", "quick.py", *QUICK, *ONE_STEP, "--peer=peer"])
-    assert "nanoGPT: " in (text := capsys.readouterr().out) and "validation loss nan at step 1" in text
+    assert (
+        "nanoGPT: " in (text := capsys.readouterr().out) and "validation loss nan at step 1" in text
+    )
 
 
 def test_a_peer_that_tells_no_loss_is_refused(docs, refused):
@@ -177,9 +227,14 @@ def test_a_peer_that_tells_no_loss_is_refused(docs, refused):
 
 
 def test_what_is_wrong_with_the_peer_shows_before_our_run_is_made(docs, refused, monkeypatch):
-    monkeypatch.setattr("seugpt.benchmark.whole_commands.our_command", lambda *_, **__: pytest.fail("our run was made"))
+    monkeypatch.setattr(
+        "seugpt.benchmark.whole_commands.our_command",
+        lambda *_, **__: pytest.fail("our run was made"),
+    )
     meta = docs / "data" / "python_docs" / "meta.json"
-    meta.write_text(meta.read_text(encoding="utf-8").replace('"uint16"', '"uint64"'), encoding="utf-8")
+    meta.write_text(
+        meta.read_text(encoding="utf-8").replace('"uint16"', '"uint64"'), encoding="utf-8"
+    )
     assert "meta.json" in refused(bench.main, "run", "quick.py", *QUICK, *ONE_STEP, "--peer=peer")
 
 
@@ -190,7 +245,9 @@ def test_measured_runs_are_not_logged_to_wandb(tmp_path):
 
 
 def test_nanogpt_is_told_our_device_and_number_format(docs, monkeypatch, tmp_path):
-    monkeypatch.setattr("seugpt.benchmark.whole_commands.pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr(
+        "seugpt.benchmark.whole_commands.pick_device", lambda name: torch.device(name)
+    )
     configs = bench.run_of("quick.py --device=cuda:1 --dtype=float16", 0)
     commands.nanogpt_command("peer", tmp_path / "there", *configs)
     told = (tmp_path / "there" / "run.py").read_text(encoding="ascii")
@@ -201,7 +258,15 @@ def test_nanogpt_is_told_our_device_and_number_format(docs, monkeypatch, tmp_pat
 def test_a_bench_that_is_ended_takes_its_run_along(docs):
     """The training went on, an orphan, and its folder stayed."""
     (docs / "temporary").mkdir()
-    command = [sys.executable, bench.__file__, "run", "quick.py", *QUICK, "--compile=False", "--max_iters=1000000"]
+    command = [
+        sys.executable,
+        bench.__file__,
+        "run",
+        "quick.py",
+        *QUICK,
+        "--compile=False",
+        "--max_iters=1000000",
+    ]
     environment = {**os.environ, "TMPDIR": str(docs / "temporary")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         while not (logs := list((docs / "temporary").glob("*/out/metrics.jsonl"))):
@@ -223,17 +288,32 @@ def test_a_bench_that_is_ended_takes_its_run_along(docs):
         (["race", "--config=", "--target=2"], ["--config=FILE"]),
         (["prepare", "--repeat=1e15"], ["out of memory"]),
         (["race", "--config=nothing.py", "--target=2"], ["nothing.py"]),
-        (["race", "--config=quick.py 'open", "--target=2"], ["config=quick.py 'open: No closing quotation"]),
+        (
+            ["race", "--config=quick.py 'open", "--target=2"],
+            ["config=quick.py 'open: No closing quotation"],
+        ),
         (["decode", "quick.py", "--rows=x"], ["rows=x"]),
         (["prepare", "--input=nothing.txt"], ["input=nothing.txt"]),
         (["prepare", "--tokenizer=foo", "--rounds=1"], ["tokenizer=foo"]),
         (["run", "quick.py", "--peer=transformers"], ["peer=transformers has no train.py"]),
         (["run", "quick.py", "--peer="], ["peer= is neither transformers"]),
-        (["run", "quick.py", "--report", "--init_from=resume"], ["report=True, init_from=resume", "leave that out"]),
+        (
+            ["run", "quick.py", "--report", "--init_from=resume"],
+            ["report=True, init_from=resume", "leave that out"],
+        ),
         (["run", "quick.py", "--eval_only"], ["eval_only=True", "leave that out"]),
-        (["run", "quick.py", "--max_iters=3", "--eval_interval=2", "--peer=peer"], ["eval_interval=2, max_iters=3"]),
-        (["run", "quick.py", "--eval_iters=0", "--max_iters=4000", "--peer=peer"], ["eval_iters=0", "a whole split"]),
-        (["run", "quick.py", *ONE_STEP, "--dataset=elsewhere", "--peer=peer"], ["data/elsewhere", "prepare.py"]),
+        (
+            ["run", "quick.py", "--max_iters=3", "--eval_interval=2", "--peer=peer"],
+            ["eval_interval=2, max_iters=3"],
+        ),
+        (
+            ["run", "quick.py", "--eval_iters=0", "--max_iters=4000", "--peer=peer"],
+            ["eval_iters=0", "a whole split"],
+        ),
+        (
+            ["run", "quick.py", *ONE_STEP, "--dataset=elsewhere", "--peer=peer"],
+            ["data/elsewhere", "prepare.py"],
+        ),
         (
             ["run", "quick.py", *QUICK, *ONE_STEP, "--n_layer=2", "--peer=peer"],
             ["train.py failed, with the exit code 1: no room"],
@@ -245,4 +325,8 @@ def test_mistakes_end_in_one_message(docs, capfd, argv, words):
     with pytest.raises(SystemExit) as exit:
         bench.main(argv)
     message = capfd.readouterr().err
-    assert exit.value.code == 2 and "Traceback" not in message and all(word in message for word in words)
+    assert (
+        exit.value.code == 2
+        and "Traceback" not in message
+        and all(word in message for word in words)
+    )

@@ -39,8 +39,14 @@ def test_a_result_says_what_it_belongs_to(workspace, monkeypatch, peer):
     monkeypatch.setattr(sys, "argv", ["/home/me/seugpt/bench.py", "step", *peer, "--x=a b"])
     record("new/results.jsonl", CPU, ms=1.5)
     record("new/results.jsonl", CPU, ms=2.5)
-    first, second = map(json.loads, Path("new/results.jsonl").read_text(encoding="utf-8").splitlines())
-    assert first["ms"] == 1.5 and second["ms"] == 2.5 and first["versions"]["torch"] == torch.__version__
+    first, second = map(
+        json.loads, Path("new/results.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    assert (
+        first["ms"] == 1.5
+        and second["ms"] == 2.5
+        and first["versions"]["torch"] == torch.__version__
+    )
     assert first["command"] == "python bench.py step --peer=PATH_TO_NANOGPT '--x=a b'"
     assert first["device"] == machine(CPU)["device"] and "cores" in first["device"]
     monkeypatch.setattr(sys, "argv", ["bench.py", "step", "--peer", "transformers"])

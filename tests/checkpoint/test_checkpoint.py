@@ -20,19 +20,34 @@ def trained(tiny, run):
     return tiny
 
 
-@pytest.mark.parametrize("theirs, choice", [({"kind": "gpt2"}, "gpt2"), ({"kind": "bpe"}, "data/web/meta.json")])
+@pytest.mark.parametrize(
+    "theirs, choice", [({"kind": "gpt2"}, "gpt2"), ({"kind": "bpe"}, "data/web/meta.json")]
+)
 def test_the_advice_on_another_vocabulary_names_one_that_is_there(theirs, choice):
     """Tokens that were prepared elsewhere have no meta.json to name."""
     content = {"path": "out/best.pt", "tokenizer": theirs, "train_config": {"dataset": "web"}}
-    with pytest.raises(CheckpointError, match=f"data/poems has another vocabulary .*--tokenizer={choice}$"):
+    with pytest.raises(
+        CheckpointError, match=f"data/poems has another vocabulary .*--tokenizer={choice}$"
+    ):
         weights.check_tokenizer(content, {"kind": "char", "chars": "ab"}, "poems")
 
 
 def test_best_holds_what_a_model_needs_and_latest_what_a_run_needs(trained):
-    best, latest = checkpoint.load("out/best.pt"), checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)
-    since = {"best_step", "worse", "evaluated_on", "fingerprint"}  # checkpoints of before go on without
+    best, latest = (
+        checkpoint.load("out/best.pt"),
+        checkpoint.load("out/latest.pt", checkpoint.TO_RESUME),
+    )
+    since = {
+        "best_step",
+        "worse",
+        "evaluated_on",
+        "fingerprint",
+    }  # checkpoints of before go on without
     read = {"path", "written"}
-    assert set(best) == checkpoint.TO_SPEAK | read and set(latest) == checkpoint.TO_RESUME | since | read
+    assert (
+        set(best) == checkpoint.TO_SPEAK | read
+        and set(latest) == checkpoint.TO_RESUME | since | read
+    )
     assert not any(name.startswith(("_orig_mod.", "module.")) for name in best["model"])
     assert Path("out/best.pt").stat().st_size < Path("out/latest.pt").stat().st_size / 2
 
@@ -40,7 +55,9 @@ def test_best_holds_what_a_model_needs_and_latest_what_a_run_needs(trained):
 def test_a_model_comes_back_as_it_was(trained):
     content = checkpoint.load("out/best.pt")
     model, report = weights.build(dict(content))
-    assert all(torch.equal(tensor, content["model"][name]) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor, content["model"][name]) for name, tensor in model.state_dict().items()
+    )
     assert report == []
 
 
@@ -99,7 +116,9 @@ def test_one_wrong_bit_in_the_weights_is_found(trained):
     whole, weights = path.read_bytes(), checkpoint.load(path)["model"]["h.0.mlp.c_fc.weight"]
     place = whole.index(weights.numpy().tobytes()[:64]) + 40
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    assert not torch.equal(torch.load(path, weights_only=True)["model"]["h.0.mlp.c_fc.weight"], weights)
+    assert not torch.equal(
+        torch.load(path, weights_only=True)["model"]["h.0.mlp.c_fc.weight"], weights
+    )
     with pytest.raises(CheckpointError, match=r"best\.pt cannot be read as a checkpoint"):
         checkpoint.load(path)
 
@@ -132,7 +151,10 @@ def test_the_newest_is_the_last_written_whatever_its_step(tmp_path):
         checkpoint.save(path, {"step": step})
         os.utime(path, ns=(0, {20: 1, 5: 2, 10: 3}[step] * 10**9))
         checkpoint.keep(path, step, 2)
-    assert [kept.name for kept in checkpoint.numbered(tmp_path)] == ["step-00000010.pt", "step-00000005.pt"]
+    assert [kept.name for kept in checkpoint.numbered(tmp_path)] == [
+        "step-00000010.pt",
+        "step-00000005.pt",
+    ]
 
 
 def test_find_prefers_best(trained):

@@ -18,7 +18,13 @@ import train
 from seugpt.checkpoint import pretrained as weights
 from seugpt.checkpoint import storage as checkpoint
 from seugpt.data.tokenizer import load_tokenizer, read_spec
-from tests.helpers import LLAMA, gpt2_or_skip, llama2_like, load_with_transformers, save_perturbed_gpt
+from tests.helpers import (
+    LLAMA,
+    gpt2_or_skip,
+    llama2_like,
+    load_with_transformers,
+    save_perturbed_gpt,
+)
 
 ARCHITECTURES = {
     "gpt2": {"bias": True}, "gpt2 untied, relu2": {"bias": True, "tie_embeddings": False, "mlp": "relu2"},
@@ -44,9 +50,16 @@ def test_transformers_has_the_same_tokens_logits_and_greedy_text(spec, capsys, n
     ours = save_perturbed_gpt(spec, block_size=64, **ARCHITECTURES[name])
     export.main(["--out_dir=out", "--to=hf"])
     theirs, their_tokenizer = load_with_transformers("hf")
-    assert theirs.config.eos_token_id in (None, their_tokenizer.eos_token_id)  # GPT-2's own would be beyond a small V
-    assert len({path.stat().st_mode for path in Path("hf").iterdir()}) == 1  # safetensors wrote for the owner alone
-    assert type(theirs).__name__ == ("LlamaForCausalLM" if name.startswith("llama") else "GPT2LMHeadModel")
+    assert theirs.config.eos_token_id in (
+        None,
+        their_tokenizer.eos_token_id,
+    )  # GPT-2's own would be beyond a small V
+    assert (
+        len({path.stat().st_mode for path in Path("hf").iterdir()}) == 1
+    )  # safetensors wrote for the owner alone
+    assert type(theirs).__name__ == (
+        "LlamaForCausalLM" if name.startswith("llama") else "GPT2LMHeadModel"
+    )
     tokenizer = load_tokenizer(spec)
     ids = tokenizer.encode(TEXT).tolist()
     assert their_tokenizer(TEXT)["input_ids"] == ids and their_tokenizer.decode(ids) == TEXT
@@ -56,7 +69,15 @@ def test_transformers_has_the_same_tokens_logits_and_greedy_text(spec, capsys, n
     writer = transformers.pipeline("text-generation", model="hf", device="cpu")
     greedy = writer("O menino", max_new_tokens=30, do_sample=False)[0]["generated_text"]
     capsys.readouterr()
-    sample.main(["--device=cpu", "--temperature=0", "--num_samples=1", "--max_new_tokens=30", "--start=O menino"])
+    sample.main(
+        [
+            "--device=cpu",
+            "--temperature=0",
+            "--num_samples=1",
+            "--max_new_tokens=30",
+            "--start=O menino",
+        ]
+    )
     assert capsys.readouterr().out == f"{greedy}\n---------------\n"
 
 
@@ -68,7 +89,10 @@ def test_in_out_and_in_again_is_the_same_bit_for_bit(spec, name):
     assert first["tokenizer"] == spec
     export.main(["--out_dir=first", "--to=second"])
     second = weights.load("second")
-    assert second["model_config"] == first["model_config"] and second["tokenizer"] == first["tokenizer"]
+    assert (
+        second["model_config"] == first["model_config"]
+        and second["tokenizer"] == first["tokenizer"]
+    )
     assert second["model"].keys() == first["model"].keys()
     assert all(torch.equal(second["model"][key], tensor) for key, tensor in first["model"].items())
     for file in Path("first").iterdir():
@@ -83,17 +107,28 @@ def test_a_foreign_tokenizer_travels_with_its_marks(workspace):
     export.main(["--out_dir=out", "--to=hf"])
     theirs, their_tokenizer = load_with_transformers("hf")
     assert Path("hf/tokenizer.json").read_text(encoding="utf-8") == text
-    assert their_tokenizer.eos_token == "</s>" and theirs.config.eos_token_id == their_tokenizer.eos_token_id == 2
-    assert their_tokenizer("o menino")["input_ids"] == load_tokenizer(read_spec("hf")).prompt("o menino").tolist()
+    assert (
+        their_tokenizer.eos_token == "</s>"
+        and theirs.config.eos_token_id == their_tokenizer.eos_token_id == 2
+    )
+    assert (
+        their_tokenizer("o menino")["input_ids"]
+        == load_tokenizer(read_spec("hf")).prompt("o menino").tolist()
+    )
 
 
 def test_what_was_exported_trains_on(tiny, run, capsys):
     train.main(run(max_iters=30, lr_decay_iters=30))
     best = checkpoint.load("out/best.pt")["val_loss"]
     export.main(["--out_dir=out", "--to=hf"])
-    arguments = [a for a in run(out_dir="on", max_iters=5, eval_only=False) if not a.startswith("--n_")]
+    arguments = [
+        a for a in run(out_dir="on", max_iters=5, eval_only=False) if not a.startswith("--n_")
+    ]
     train.main([*arguments, "--init_from=hf"])
-    losses = [json.loads(line) for line in Path("on/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [
+        json.loads(line)
+        for line in Path("on/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert losses[0]["val_loss"] == pytest.approx(best, abs=1e-5)
 
 
@@ -101,10 +136,13 @@ def test_padding_of_the_vocabulary_is_never_spoken_by_transformers_either(spec):
     V = load_tokenizer(spec).vocab_size
     model = save_perturbed_gpt(spec, block_size=64, vocab_size=V + 5, tie_embeddings=False)
     with torch.no_grad():
-        model.lm_head.weight[V:] = 10 * model.lm_head.weight[V - 1]  # so that a greedy choice would often be padding
+        model.lm_head.weight[V:] = (
+            10 * model.lm_head.weight[V - 1]
+        )  # so that a greedy choice would often be padding
     content = checkpoint.load("out/best.pt")
     checkpoint.save(
-        Path("out/best.pt"), {k: v for k, v in {**content, "model": model.state_dict()}.items() if k != "path"}
+        Path("out/best.pt"),
+        {k: v for k, v in {**content, "model": model.state_dict()}.items() if k != "path"},
     )
     export.main(["--out_dir=out", "--to=hf"])
     theirs, _ = load_with_transformers("hf")
@@ -134,7 +172,10 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(workspace, refused, monke
         raise safetensors.SafetensorError("I/O error: No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    assert "cannot write hf" in refused(export.main, "--out_dir=out", "--to=hf") and not Path("hf").exists()
+    assert (
+        "cannot write hf" in refused(export.main, "--out_dir=out", "--to=hf")
+        and not Path("hf").exists()
+    )
 
 
 def test_mistakes_are_one_message_and_nothing_is_overwritten(workspace, refused):

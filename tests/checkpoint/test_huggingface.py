@@ -38,7 +38,9 @@ LLAMA_SIZES = {  # ..., heads of keys and values, attention_bias, mlp_bias
 }  # fmt: skip
 
 
-def make_gpt2(n_layer, n_head, n_embd, vocab_size, n_positions, n_inner=None, activation="gelu_new", tied=True):
+def make_gpt2(
+    n_layer, n_head, n_embd, vocab_size, n_positions, n_inner=None, activation="gelu_new", tied=True
+):
     config = transformers.GPT2Config(
         n_layer=n_layer, n_head=n_head, n_embd=n_embd, vocab_size=vocab_size, n_positions=n_positions, n_inner=n_inner,
         activation_function=activation, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
@@ -47,7 +49,16 @@ def make_gpt2(n_layer, n_head, n_embd, vocab_size, n_positions, n_inner=None, ac
 
 
 def make_llama(
-    n_layer, n_head, n_embd, vocab_size, n_positions, inner, n_kv_head, bias=False, mlp_bias=False, tied=True
+    n_layer,
+    n_head,
+    n_embd,
+    vocab_size,
+    n_positions,
+    inner,
+    n_kv_head,
+    bias=False,
+    mlp_bias=False,
+    tied=True,
 ):
     config = transformers.LlamaConfig(
         num_hidden_layers=n_layer, num_attention_heads=n_head, hidden_size=n_embd, vocab_size=vocab_size,
@@ -127,7 +138,10 @@ def test_what_config_json_leaves_out_is_transformers_default(tmp_path, make, siz
     content = json.loads(path.read_text(encoding="utf-8"))
     optional = ("tie_word_embeddings", "num_key_value_heads", "hidden_act", "activation_function", "layer_norm_epsilon",
                 "rms_norm_eps", "head_dim", "attention_bias", "mlp_bias")  # fmt: skip
-    path.write_text(json.dumps({key: value for key, value in content.items() if key not in optional}), encoding="utf-8")
+    path.write_text(
+        json.dumps({key: value for key, value in content.items() if key not in optional}),
+        encoding="utf-8",
+    )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert_same_logits(theirs, weights.build(weights.load(str(tmp_path)))[0])
 
@@ -167,8 +181,12 @@ CONFIG_MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("values, words", CONFIG_MISTAKES, ids=[words for _, words in CONFIG_MISTAKES])
-def test_what_config_json_asks_for_and_is_not_there_is_refused_by_name(folder, refused, values, words):
+@pytest.mark.parametrize(
+    "values, words", CONFIG_MISTAKES, ids=[words for _, words in CONFIG_MISTAKES]
+)
+def test_what_config_json_asks_for_and_is_not_there_is_refused_by_name(
+    folder, refused, values, words
+):
     change(folder / "config.json", **values)
     message = refused(sample.main, "--init_from=hf", "--device=cpu")
     assert re.search(words, message), message
@@ -185,7 +203,9 @@ def test_a_head_that_is_not_the_embedding_is_not_dropped_in_silence(folder, refu
     save_file(tied, folder / "model.safetensors")
     weights.load("hf")
     save_file({**tied, "lm_head.weight": tied["lm_head.weight"] + 1}, folder / "model.safetensors")
-    assert "lm_head.weight differs from the token embedding" in refused(sample.main, "--init_from=hf")
+    assert "lm_head.weight differs from the token embedding" in refused(
+        sample.main, "--init_from=hf"
+    )
 
 
 def test_a_bias_that_is_missing_is_not_zero_in_silence(workspace, refused):
@@ -199,7 +219,8 @@ def test_a_bias_that_is_missing_is_not_zero_in_silence(workspace, refused):
 def test_quantized_weights_are_refused(folder, refused):
     tensors = load_file(folder / "model.safetensors")
     save_file(
-        {**tensors, "model.norm.weight": tensors["model.norm.weight"].to(torch.int8)}, folder / "model.safetensors"
+        {**tensors, "model.norm.weight": tensors["model.norm.weight"].to(torch.int8)},
+        folder / "model.safetensors",
     )
     assert "model.norm.weight is torch.int8; quantized" in refused(sample.main, "--init_from=hf")
 
@@ -233,7 +254,9 @@ def damage(folder, how):
     elif how == "tokenizer":
         (folder / "tokenizer.json").write_text("{}")
     elif how == "extra tensor":
-        save_file({**load_file(model), "model.layers.0.self_attn.q_norm.weight": torch.ones(4)}, model)
+        save_file(
+            {**load_file(model), "model.layers.0.self_attn.q_norm.weight": torch.ones(4)}, model
+        )
     else:
         model.rename(folder / "model-1.safetensors")
         tensors = load_file(folder / "model-1.safetensors")
@@ -259,22 +282,30 @@ def test_damage_is_one_message(folder, refused, how, words):
     assert words in refused(sample.main, "--init_from=hf", "--device=cpu")
 
 
-def test_without_a_tokenizer_it_trains_on_the_data_sets_tokens_and_cannot_speak(tiny, refused, run, capsys):
+def test_without_a_tokenizer_it_trains_on_the_data_sets_tokens_and_cannot_speak(
+    tiny, refused, run, capsys
+):
     make_llama(1, 2, 8, 14, 32, 12, 1).save_pretrained("hf")  # 14 characters has data/tiny
     arguments = [a for a in run(init_from="hf", max_iters=1) if not a.startswith("--n_")]
     train.main(arguments)
-    assert "hf: no tokenizer.json, so the data set's own tokens are taken" in capsys.readouterr().out
+    assert (
+        "hf: no tokenizer.json, so the data set's own tokens are taken" in capsys.readouterr().out
+    )
     assert "hf has no tokenizer.json" in refused(sample.main, "--init_from=hf")
 
 
-@pytest.mark.parametrize("package, source", [("safetensors", "hf"), ("huggingface_hub", "gpt2"), ("tokenizers", "hf")])
+@pytest.mark.parametrize(
+    "package, source", [("safetensors", "hf"), ("huggingface_hub", "gpt2"), ("tokenizers", "hf")]
+)
 def test_a_missing_package_is_named_with_its_command(folder, refused, monkeypatch, package, source):
     for name in list(sys.modules):
         if name.split(".")[0] == package:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)  # import raises ImportError
     if package == "tokenizers":
-        change(folder / "tokenizer.json", normalizer={"type": "Lowercase"})  # one that only the package can run
+        change(
+            folder / "tokenizer.json", normalizer={"type": "Lowercase"}
+        )  # one that only the package can run
     assert f"python -m pip install {package}==" in refused(sample.main, f"--init_from={source}")
 
 
@@ -285,7 +316,9 @@ def test_the_installed_versions_are_those_that_the_messages_name():
         for name in ("seugpt/checkpoint/huggingface.py", "seugpt/data/tokenizer_json.py")
     ]
     for package in ("safetensors", "huggingface_hub", "tokenizers"):
-        version = next(line.split("==")[1] for line in text.splitlines() if line.startswith(package + "=="))
+        version = next(
+            line.split("==")[1] for line in text.splitlines() if line.startswith(package + "==")
+        )
         assert any(version in source for source in sources), package
 
 
@@ -304,10 +337,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
         prefix = "/openai-community/gpt2/resolve/main/"
         path = Path("served", self.path.removeprefix(prefix))
         body = path.read_bytes() if self.path.startswith(prefix) and path.is_file() else b""
-        step = self.plan.pop(0) if with_body and path.suffix == ".safetensors" and self.plan else 200
+        step = (
+            self.plan.pop(0) if with_body and path.suffix == ".safetensors" and self.plan else 200
+        )
         self.send_response((step if isinstance(step, int) else 200) if body else 404)
         etag = hashlib.sha256(body).hexdigest()  # as of large files
-        for name, value in {"Content-Length": len(body), "ETag": f'"{etag}"', "X-Repo-Commit": "a" * 40}.items():
+        for name, value in {
+            "Content-Length": len(body),
+            "ETag": f'"{etag}"',
+            "X-Repo-Commit": "a" * 40,
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         if with_body and not isinstance(step, str):
@@ -348,7 +387,13 @@ def start_from_the_hub(endpoint, *words):
 
 
 def sample_from_the_hub(endpoint):
-    words = ["--init_from=gpt2", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=abc"]
+    words = [
+        "--init_from=gpt2",
+        "--device=cpu",
+        "--num_samples=1",
+        "--max_new_tokens=5",
+        "--start=abc",
+    ]
     process = start_from_the_hub(endpoint, ROOT / "sample.py", *words)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(words, process.returncode, out, err)
@@ -376,7 +421,10 @@ def test_a_hub_that_cannot_be_reached_is_one_message(workspace):
     result = sample_from_the_hub("http://127.0.0.1:9")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("sample.py: cannot fetch openai-community/gpt2 (") and "--init_from=FOLDER" in last
+    assert (
+        last.startswith("sample.py: cannot fetch openai-community/gpt2 (")
+        and "--init_from=FOLDER" in last
+    )
 
 
 def test_a_hub_that_stumbles_is_asked_again(hub):
@@ -391,7 +439,11 @@ def test_a_file_that_the_hub_lacks_is_one_message(hub):
     Path("served/model.safetensors").unlink()
     process = fetch_from_the_hub(hub)
     last = process.communicate(timeout=100)[1].strip().splitlines()[-1]
-    assert process.returncode == 2 and "--init_from=FOLDER" in last and "model.safetensors" not in held()
+    assert (
+        process.returncode == 2
+        and "--init_from=FOLDER" in last
+        and "model.safetensors" not in held()
+    )
 
 
 def test_what_is_not_what_the_hub_has_is_refused_and_fetched_anew(hub):

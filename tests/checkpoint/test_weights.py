@@ -30,8 +30,12 @@ def content_of(model):
 def test_a_model_that_is_to_speak_drops_nothing(tiny, run):
     train.main(run(max_iters=1, dropout=0.5))
     model, tokenizer, about = weights.to_speak("out")
-    assert not model.training and model.config.dropout == 0 and model.wte.weight.dtype == torch.float32
-    assert tokenizer.vocab_size == model.config.vocab_size and about[0].startswith("out/best.pt: step 1, ")
+    assert (
+        not model.training and model.config.dropout == 0 and model.wte.weight.dtype == torch.float32
+    )
+    assert tokenizer.vocab_size == model.config.vocab_size and about[0].startswith(
+        "out/best.pt: step 1, "
+    )
     assert torch.equal(model.wte.weight, checkpoint.load("out/best.pt")["model"]["wte.weight"])
 
 
@@ -41,7 +45,9 @@ def nanogpt(tiny):
     torch.manual_seed(0)
     model = NanoGPT(**SHAPE)
     state = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
-    state["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, 16, 16).tril()  # its mask, without flash attention
+    state["_orig_mod.transformer.h.0.attn.bias"] = torch.ones(
+        1, 1, 16, 16
+    ).tril()  # its mask, without flash attention
     Path("nano").mkdir()
     save_nanogpt(state, SHAPE)
     return model.eval()
@@ -62,15 +68,28 @@ def test_nanogpts_checkpoint_has_the_same_logits_and_loss(nanogpt):
     expected = nanogpt(x)
     logits, loss = model.eval()(x, y)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-    assert loss.item() == pytest.approx(F.cross_entropy(expected.flatten(0, 1), y.flatten()).item(), abs=1e-5)
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(expected.flatten(0, 1), y.flatten()).item(), abs=1e-5
+    )
     assert report == []
 
 
 def test_nanogpts_folder_is_sampled_from_and_trained_on(nanogpt, run, capsys, refused):
-    sample.main(["--out_dir=nano", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=menino"])
+    sample.main(
+        [
+            "--out_dir=nano",
+            "--device=cpu",
+            "--num_samples=1",
+            "--max_new_tokens=5",
+            "--start=menino",
+        ]
+    )
     captured = capsys.readouterr()
     assert captured.out.startswith("menino")
-    assert "nano/ckpt.pt is nanoGPT's; its tokens are those of data/tiny/meta.json" in captured.err.replace("\\", "/")
+    assert (
+        "nano/ckpt.pt is nanoGPT's; its tokens are those of data/tiny/meta.json"
+        in captured.err.replace("\\", "/")
+    )
     arguments = [a for a in run(max_iters=1) if not a.startswith(("--n_", "--block"))]
     train.main([*arguments, "--init_from=nano/ckpt.pt"])
     assert checkpoint.load("out/latest.pt")["model_config"]["mlp"] == "gelu_exact"
@@ -119,7 +138,9 @@ def test_rotary_positions_may_become_more():
     wanted = replace(old.config, block_size=64)
     weights.check_architecture(content_of(old), wanted, resume=False)
     idx = torch.randint(14, (2, 16))
-    torch.testing.assert_close(weights.build(content_of(old), wanted)[0].eval()(idx)[0], old(idx)[0])
+    torch.testing.assert_close(
+        weights.build(content_of(old), wanted)[0].eval()(idx)[0], old(idx)[0]
+    )
 
 
 def test_repeated_heads_of_keys_and_values_keep_the_function():
@@ -127,7 +148,10 @@ def test_repeated_heads_of_keys_and_values_keep_the_function():
     model, report = weights.build(content_of(old), replace(old.config, n_kv_head=None))
     idx = torch.randint(14, (2, 16))
     torch.testing.assert_close(model.eval()(idx)[0], old(idx)[0], atol=1e-5, rtol=1e-5)
-    assert any("repeated from 2 to 4: h.*.attn.c_attn.bias, h.*.attn.c_attn.weight" in line for line in report)
+    assert any(
+        "repeated from 2 to 4: h.*.attn.c_attn.bias, h.*.attn.c_attn.weight" in line
+        for line in report
+    )
 
 
 def test_pooled_heads_are_the_means_of_their_groups():
@@ -143,7 +167,10 @@ def test_pooled_heads_are_the_means_of_their_groups():
 def test_untying_and_tying_keep_what_they_can():
     old = perturbed_gpt(ModelConfig(**SHAPE))
     untied, _ = weights.build(content_of(old), replace(old.config, tie_embeddings=False))
-    assert torch.equal(untied.lm_head.weight, old.wte.weight) and untied.lm_head.weight is not untied.wte.weight
+    assert (
+        torch.equal(untied.lm_head.weight, old.wte.weight)
+        and untied.lm_head.weight is not untied.wte.weight
+    )
     idx = torch.randint(14, (2, 16))
     torch.testing.assert_close(untied.eval()(idx)[0], old(idx)[0])
 
@@ -163,7 +190,9 @@ def test_gpt2_becomes_modern_as_far_as_it_can_and_says_how():
     state, fc = model.state_dict(), old.state_dict()["h.1.mlp.c_fc.weight"]
     assert torch.equal(state["wte.weight"], old.wte.weight)
     assert torch.equal(state["h.1.mlp.c_fc.weight"], torch.cat((fc[:88], fc[:88])))
-    assert torch.equal(state["h.1.mlp.c_proj.weight"], old.state_dict()["h.1.mlp.c_proj.weight"][:, :88])
+    assert torch.equal(
+        state["h.1.mlp.c_proj.weight"], old.state_dict()["h.1.mlp.c_proj.weight"][:, :88]
+    )
 
 
 def test_a_narrower_gate_keeps_the_beginning_of_both_halves():
@@ -171,16 +200,22 @@ def test_a_narrower_gate_keeps_the_beginning_of_both_halves():
     model, report = weights.build(content_of(old), replace(old.config, mlp_hidden=6))
     fc = old.state_dict()["h.0.mlp.c_fc.weight"]
     assert torch.equal(model.state_dict()["h.0.mlp.c_fc.weight"], torch.cat((fc[:6], fc[10:16])))
-    assert "6 of 10 channels kept: h.*.mlp.c_fc.bias, h.*.mlp.c_fc.weight, h.*.mlp.c_proj.weight" in report
+    assert (
+        "6 of 10 channels kept: h.*.mlp.c_fc.bias, h.*.mlp.c_fc.weight, h.*.mlp.c_proj.weight"
+        in report
+    )
 
 
 def test_what_is_new_comes_from_the_seed_and_leaves_the_callers_dice_alone():
     old = perturbed_gpt(ModelConfig(**SHAPE, position="rope"))
     before = torch.get_rng_state()
     one, same, other = (
-        weights.build(content_of(old), replace(old.config, position="learned"), seed)[0] for seed in (1, 1, 2)
+        weights.build(content_of(old), replace(old.config, position="learned"), seed)[0]
+        for seed in (1, 1, 2)
     )
-    assert torch.equal(one.wpe.weight, same.wpe.weight) and not torch.equal(one.wpe.weight, other.wpe.weight)
+    assert torch.equal(one.wpe.weight, same.wpe.weight) and not torch.equal(
+        one.wpe.weight, other.wpe.weight
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -206,7 +241,9 @@ def test_the_report_is_true(old, new, words):
     model = perturbed_gpt(ModelConfig(**{**SHAPE, **old}))
     adapted, report = weights.build(content_of(model), replace(model.config, **new))
     assert any(line.startswith(words) or words in line for line in report), report
-    assert torch.equal(adapted.wte.weight, model.wte.weight)  # and not the head's, where both become one
+    assert torch.equal(
+        adapted.wte.weight, model.wte.weight
+    )  # and not the head's, where both become one
 
 
 def test_weights_that_are_no_numbers_are_refused():
@@ -252,7 +289,16 @@ def test_fine_tuning_into_a_modern_model_reports_the_loss_before(tiny, run, caps
     best = checkpoint.load("out/best.pt")["val_loss"]
     capsys.readouterr()
     arguments = [a for a in run(out_dir="modern", max_iters=5) if not a.startswith("--n_")]
-    train.main([*arguments, "--init_from=out", "--position=rope", "--norm=rmsnorm", "--mlp=swiglu", "--n_kv_head=1"])
+    train.main(
+        [
+            *arguments,
+            "--init_from=out",
+            "--position=rope",
+            "--norm=rmsnorm",
+            "--mlp=swiglu",
+            "--n_kv_head=1",
+        ]
+    )
     out = capsys.readouterr().out
     assert f"validation loss of the weights as they were: {best:.4f}" in out
     assert "heads of keys and values pooled from 2 to 1: h.*.attn.c_attn.weight" in out

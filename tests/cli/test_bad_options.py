@@ -13,7 +13,8 @@ import train
 from tests.helpers import RUN
 
 FILES = {
-    "text.txt": "o menino viu a maçã e não comeu; \n" * 60,  # 2,040 characters, of which the last 204 validate
+    "text.txt": "o menino viu a maçã e não comeu; \n"
+    * 60,  # 2,040 characters, of which the last 204 validate
     "empty.txt": "",
     "latin.txt": "não".encode("latin-1"),
     "bad.json": "{}",
@@ -271,7 +272,10 @@ EXPORT = [
     ([], "to= names no folder to write"),
     (["--to"], "--to: expected one argument"),
     (["--to=", "--out_dir="], "to= names no folder to write", "out_dir= is empty"),
-    (["--to=hf", "--out_dri=trained"], "--out_dri=trained: no such option; did you mean --out_dir?"),
+    (
+        ["--to=hf", "--out_dri=trained"],
+        "--out_dri=trained: no such option; did you mean --out_dir?",
+    ),
     (["--to=a\0b"], r"to='a\x00b' holds a zero byte"),
     (["--to=hf", "--out_dir=nowhere"], "there is no checkpoint nowhere"),
     (["--to=hf", "--out_dir=bad.pt"], "bad.pt cannot be read as a checkpoint"),
@@ -293,7 +297,10 @@ BENCH = [
 
 def rows(table):
     """A test for each row, named after its command line."""
-    named = [pytest.param(argv, problems, id=ascii(" ".join(argv))[1:-1][:50]) for argv, *problems in table]
+    named = [
+        pytest.param(argv, problems, id=ascii(" ".join(argv))[1:-1][:50])
+        for argv, *problems in table
+    ]
     return pytest.mark.parametrize("argv, problems", named)
 
 
@@ -327,7 +334,9 @@ def test_bench(argv, problems, place, monkeypatch, capsys):
 def test_export_names_the_option_whose_folder_cannot_be_made(place, monkeypatch, capsys):
     """It said only that a file exists."""
     pytest.importorskip("tokenizers")
-    message = complaint(export.main, ["--out_dir=trained", "--to=text.txt"], place, monkeypatch, capsys)
+    message = complaint(
+        export.main, ["--out_dir=trained", "--to=text.txt"], place, monkeypatch, capsys
+    )
     check(message, ["to=text.txt cannot be made ("])
 
 
@@ -335,7 +344,9 @@ def test_what_follows_from_another_problem_is_not_told(place, monkeypatch, capsy
     """n_head=x was followed by a second problem, which spoke of the default that nobody had asked for."""
     message = complaint(train.main, [*options(), "--n_head=x"], place, monkeypatch, capsys)
     check(message, [wants("n_head", "x", "an integer")])
-    corrected = complaint(train.main, ["run.py", "--n_head=x", "--n_head=3"], place, monkeypatch, capsys)
+    corrected = complaint(
+        train.main, ["run.py", "--n_head=x", "--n_head=3"], place, monkeypatch, capsys
+    )
     check(corrected, [
         "run.py: batchsize: no such option; did you mean batch_size?",
         "vocab_size=1.5 expects an integer or None [run.py]",
@@ -348,5 +359,7 @@ def test_what_follows_from_another_problem_is_not_told(place, monkeypatch, capsy
 def test_a_row_that_trains_would_be_noticed(place, tmp_path, monkeypatch, capsys):
     """The table's own check: a good command line does not pass for a bad one."""
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        complaint(train.main, options(out_dir=str(tmp_path), eval_only=True), place, monkeypatch, capsys)
+        complaint(
+            train.main, options(out_dir=str(tmp_path), eval_only=True), place, monkeypatch, capsys
+        )
     assert os.listdir(tmp_path) == [] and not Path("out").exists()

@@ -31,7 +31,12 @@ def command(*words, cwd=ROOT, **environment):
 
 def copy_of_the_program(folder):
     """What a stranger has who has prepared nothing: the program, its presets and README."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("config/*.py"), *ROOT.glob("seugpt/**/*.py"), ROOT / "README.md"]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("config/*.py"),
+        *ROOT.glob("seugpt/**/*.py"),
+        ROOT / "README.md",
+    ]:
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
@@ -46,14 +51,20 @@ def clone(tmp_path):
 def first_command():
     """README's first command, after the installation."""
     line = next(
-        line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if "quickstart.py &&" in line
+        line
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if "quickstart.py &&" in line
     )
     return [part.split()[1:] for part in line.strip(" `").split(" && ")[1:]]
 
 
 def test_readmes_first_command_runs(clone):
     prepare, train_words, sample = first_command()
-    for words in (prepare, [*train_words, "--max_iters=30", "--eval_interval=30", "--eval_iters=2"], sample):
+    for words in (
+        prepare,
+        [*train_words, "--max_iters=30", "--eval_interval=30", "--eval_iters=2"],
+        sample,
+    ):
         result = command(*words, cwd=clone)
         assert result.returncode == 0, result.stderr
     assert result.stdout.count("---------------") == 10
@@ -101,10 +112,20 @@ def test_prepare_does_not_wait_for_torch():
 def test_importing_has_no_side_effects(tmp_path):
     """Every file of the program but the presets, which are no modules."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("seugpt/**/*.py")]
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in files
+    ]
     assert len(modules) > 40 and "seugpt.cli" in modules
-    result = command("-c", "; ".join(f"import {module}" for module in modules), cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "") and not any(tmp_path.iterdir())
+    result = command(
+        "-c",
+        "; ".join(f"import {module}" for module in modules),
+        cwd=tmp_path,
+        PYTHONPATH=str(ROOT),
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "") and not any(
+        tmp_path.iterdir()
+    )
 
 
 DOM_CASMURRO = """Uma noite destas, vindo da cidade para o Engenho Novo, encontrei no trem da Central um rapaz aqui do
@@ -155,15 +176,26 @@ def test_no_locale_changes_a_byte(clone, in_utf8, environment):
     files, said = made_in_locale(clone, **environment)
     assert files == in_utf8[0] and said == in_utf8[1]
     assert said.startswith("não".encode()) and "conheço".encode() in said
-    assert '"source": "memórias.txt"'.encode() in files["meta.json"] and "—".encode() in files["meta.json"]
+    assert (
+        '"source": "memórias.txt"'.encode() in files["meta.json"]
+        and "—".encode() in files["meta.json"]
+    )
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are always Unicode on this system")
+@pytest.mark.skipif(
+    sys.platform in ("win32", "darwin"), reason="file names are always Unicode on this system"
+)
 def test_file_names_that_are_not_utf8(clone):
     """A folder with an old Latin-1 name ended in UnicodeEncodeError when meta.json or training.log was written."""
     source, out_dir = os.fsdecode(b"ma\xe7\xe3.txt"), os.fsdecode(b"out-\xe3")
     (clone / source).write_text("Não há mais maçã.\n" * 200, encoding="utf-8")
-    short = ["config/quickstart.py", "--dataset=m", "--n_embd=16", "--max_iters=1", "--eval_iters=1"]
+    short = [
+        "config/quickstart.py",
+        "--dataset=m",
+        "--n_embd=16",
+        "--max_iters=1",
+        "--eval_iters=1",
+    ]
     for words in (
         ["prepare.py", "m", f"--input={source}"],
         ["train.py", *short, f"--out_dir={out_dir}"],
@@ -181,7 +213,9 @@ def test_a_reader_that_leaves_early_is_no_error(clone):
     assert command("prepare.py", cwd=clone).returncode == 0
     short = "train.py config/quickstart.py --n_embd=16 --max_iters=1 --eval_iters=1".split()
     assert command(*short, cwd=clone).returncode == 0
-    pipe = f'"{sys.executable}" sample.py --out_dir=out-quickstart --max_new_tokens=300 | head -c 10'
+    pipe = (
+        f'"{sys.executable}" sample.py --out_dir=out-quickstart --max_new_tokens=300 | head -c 10'
+    )
     result = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, cwd=clone)
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 
@@ -191,14 +225,26 @@ def test_a_reader_that_leaves_early_is_no_error(clone):
 def test_a_closed_stream_is_no_error(clone, closed):
     """sys.stderr is None then, and what was to be written to it ended the run with exit code 1."""
     (clone / "t.txt").write_text("abc\n" * 99, encoding="utf-8")
-    short = "config/quickstart.py --dataset=t --n_embd=16 --block_size=8 --max_iters=1 --eval_iters=1"
+    short = (
+        "config/quickstart.py --dataset=t --n_embd=16 --block_size=8 --max_iters=1 --eval_iters=1"
+    )
     for words in (
         "prepare.py t --input=t.txt",
         f"train.py {short}",
         "sample.py --out_dir=out-quickstart --max_new_tokens=5",
     ):
-        assert subprocess.run(["bash", "-c", f'"{sys.executable}" {words} {closed}'], cwd=clone).returncode == 0
-    assert subprocess.run(["bash", "-c", f'"{sys.executable}" prepare.py none {closed}'], cwd=clone).returncode == 2
+        assert (
+            subprocess.run(
+                ["bash", "-c", f'"{sys.executable}" {words} {closed}'], cwd=clone
+            ).returncode
+            == 0
+        )
+    assert (
+        subprocess.run(
+            ["bash", "-c", f'"{sys.executable}" prepare.py none {closed}'], cwd=clone
+        ).returncode
+        == 2
+    )
 
 
 def refused(capsys, argv):
@@ -249,8 +295,12 @@ def test_ids_beyond_the_vocabulary_are_named_with_the_file(tiny, run, capsys):
     ids = np.fromfile("data/tiny/val.bin", dtype="<u2")
     ids[7] = 60_000
     ids.tofile("data/tiny/val.bin")
-    meta = Path("data/tiny/meta.json")  # as written before there were fingerprints, which notice any change
-    meta.write_text(re.sub(r'"fingerprint": "\w+"', '"fingerprint": null', meta.read_text("utf-8")), "utf-8")
+    meta = Path(
+        "data/tiny/meta.json"
+    )  # as written before there were fingerprints, which notice any change
+    meta.write_text(
+        re.sub(r'"fingerprint": "\w+"', '"fingerprint": null', meta.read_text("utf-8")), "utf-8"
+    )
     assert "val.bin holds the token id 60000; the vocabulary ends at 13" in refused(capsys, run())
 
 
@@ -262,12 +312,17 @@ def test_ids_beyond_the_vocabulary_are_named_with_the_file(tiny, run, capsys):
         ({"bias": True, "n_head": 4}, r"n_head=4 \(there 2\), bias=True \(there False\)"),
     ],
 )
-def test_a_resume_with_another_architecture_is_refused_and_loses_nothing(tiny, run, capsys, changes, words):
+def test_a_resume_with_another_architecture_is_refused_and_loses_nothing(
+    tiny, run, capsys, changes, words
+):
     train.main(run(max_iters=2))
     before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert re.search(words, refused(capsys, run(init_from="resume", max_iters=5, **changes)))
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
-    assert re.search(r"block_size=17 \(there 16\)", refused(capsys, run(init_from="out", out_dir="new", block_size=17)))
+    assert re.search(
+        r"block_size=17 \(there 16\)",
+        refused(capsys, run(init_from="out", out_dir="new", block_size=17)),
+    )
 
 
 def test_fine_tuning_on_another_vocabulary_is_refused_with_the_way(tiny, run, capsys):

@@ -100,7 +100,13 @@ def test_defaults_then_files_in_order_then_command_line(workspace):
     Path("a.py").write_text("size = 5 * 8\nrate = 1\nname = 'a'", encoding="utf-8")
     Path("b.py").write_text("name = 'b'\nlimit = 9", encoding="utf-8")
     result = parse("--rate=3", "a.py", "--flag=True", "b.py", "--limit=10")
-    assert (result.size, result.rate, result.name, result.limit, result.flag) == (40, 3.0, "b", 10, True)
+    assert (result.size, result.rate, result.name, result.limit, result.flag) == (
+        40,
+        3.0,
+        "b",
+        10,
+        True,
+    )
     assert parse("b.py", "a.py").name == "a"
 
 
@@ -114,11 +120,15 @@ def test_modules_functions_and_underscored_names_in_a_file_are_no_options(worksp
 
 def test_did_you_mean_on_the_command_line_and_in_a_file(workspace):
     assert problem("--sise=1") == "--sise=1: no such option; did you mean --size?"
-    assert problem("--nme=a b") == "--nme=a b: no such option; did you mean --name?"  # argparse: not an option at all
+    assert (
+        problem("--nme=a b") == "--nme=a b: no such option; did you mean --name?"
+    )  # argparse: not an option at all
     Path("c.py").write_text("limmit = 1", encoding="utf-8")
     assert problem("c.py") == "c.py: limmit: no such option; did you mean limit?"
     Path("config").mkdir()
-    assert problem("config") == "config is a folder and no config file; did you mean --out_dir=config?"
+    assert (
+        problem("config") == "config is a folder and no config file; did you mean --out_dir=config?"
+    )
     Path("config/train_small.py").touch()
     assert "did you mean config/train_small.py?" in problem("config/train_smal.py")
 
@@ -150,16 +160,23 @@ def test_a_function_with_an_options_name_is_an_error(workspace):
     """It was ignored in silence, and the run went on with the default."""
     Path("c.py").write_text("def rate(): return 3\nimport time as name", encoding="utf-8")
     text = problem("c.py")
-    assert "rate=<function rate at" in text and "name=<module 'time' (built-in)> expects a text [c.py]" in text
+    assert (
+        "rate=<function rate at" in text
+        and "name=<module 'time' (built-in)> expects a text [c.py]" in text
+    )
 
 
 def test_a_zero_byte_in_a_path_is_a_message(workspace):
     assert problem("c\0.py") == "c\0.py: no such config file"
     Path("c.py").write_text("name = 'a\\0b'", encoding="utf-8")
-    assert problem("c.py") == r"name='a\x00b' holds a zero byte, which no file's name may have [c.py]"
+    assert (
+        problem("c.py") == r"name='a\x00b' holds a zero byte, which no file's name may have [c.py]"
+    )
 
 
-@pytest.mark.parametrize("number", ["1e18", "-1e18", str(2**53 + 1), "9" * 320, "9" * 5000], ids=len)
+@pytest.mark.parametrize(
+    "number", ["1e18", "-1e18", str(2**53 + 1), "9" * 320, "9" * 5000], ids=len
+)
 def test_an_integer_that_is_too_large_for_a_size_is_refused(workspace, number):
     """Such sizes ended in tracebacks of torch and NumPy."""
     words = "expects an integer" if len(number) > 4300 else r"must lie between -2\*\*53 and 2\*\*53"
@@ -174,7 +191,9 @@ def test_an_integer_that_has_no_repr_is_refused(workspace):
 
 
 def test_a_seed_may_be_larger_than_a_size():
-    _, options = Options([f"--seed={2**63 - 1}"], ModelConfig, TrainConfig, description="Test.").build()
+    _, options = Options(
+        [f"--seed={2**63 - 1}"], ModelConfig, TrainConfig, description="Test."
+    ).build()
     assert options.seed == 2**63 - 1
     with pytest.raises(ConfigError, match="seed=9223372036854775808 must be below"):
         Options([f"--seed={2**63}"], ModelConfig, TrainConfig, description="Test.").build()
@@ -222,7 +241,9 @@ def test_every_preset_parses_and_says_what_to_expect(preset):
 def test_every_option_of_nanogpt_is_here_under_its_name():
     train_names = Options([], ModelConfig, TrainConfig, description="Test.").types
     assert set(NANOGPT_TRAIN) <= set(train_names)
-    assert set(NANOGPT_SAMPLE) <= set(Options([], Sampling, SampleConfig, description="Test.").types)
+    assert set(NANOGPT_SAMPLE) <= set(
+        Options([], Sampling, SampleConfig, description="Test.").types
+    )
 
 
 def test_a_config_file_in_nanogpts_style_runs_unchanged(workspace):

@@ -123,7 +123,14 @@ def test_a_run_may_be_anywhere(tiny, run, capsys, name):
     assert Path("real", name, name, "best.pt").is_file()
     sample.main([f"--out_dir={out_dir}", "--device=cpu", "--num_samples=1", "--max_new_tokens=1"])
     export.main([f"--out_dir={out_dir}", f"--to={out_dir}/hf {name}"])
-    sample.main([f"--init_from={out_dir}/hf {name}", "--device=cpu", "--num_samples=1", "--max_new_tokens=1"])
+    sample.main(
+        [
+            f"--init_from={out_dir}/hf {name}",
+            "--device=cpu",
+            "--num_samples=1",
+            "--max_new_tokens=1",
+        ]
+    )
     evaluate.main([f"--out_dir={out_dir}/hf {name}", "--input=tiny.txt"])
 
 

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 import model
-from seugpt.data.dataset import IGNORE, Dataset, TokenWriter, dataset_path, fingerprint, token_dtype, write_meta
+from seugpt.data.dataset import (
+    IGNORE,
+    Dataset,
+    TokenWriter,
+    dataset_path,
+    fingerprint,
+    token_dtype,
+    write_meta,
+)
 from seugpt.data.tokenizer import CharTokenizer
 from seugpt.errors import DataError
 from seugpt.files import process_exists, replacing, replacing_all
@@ -25,7 +33,11 @@ def make(folder, train, val, vocab_size=100):
         with TokenWriter(folder / f"{split}.bin", vocab_size) as writer:
             writer.write(ids)
     splits = {
-        split: {"tokens": len(ids), "bytes": 2 * len(ids), "fingerprint": fingerprint(folder / f"{split}.bin")}
+        split: {
+            "tokens": len(ids),
+            "bytes": 2 * len(ids),
+            "fingerprint": fingerprint(folder / f"{split}.bin"),
+        }
         for split, ids in (("train", train), ("val", val))
     }
     write_meta(folder / "meta.json", tokenizer, splits, "made here", "0" * 64)
@@ -62,7 +74,9 @@ def test_batches_reach_the_first_and_the_last_window(dataset):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch_size, block_size", [(4, 16), (3, 7), (100, 48), (1, 49)])
-def test_the_whole_split_is_every_token_once_whatever_the_ranks(dataset, world_size, batch_size, block_size):
+def test_the_whole_split_is_every_token_once_whatever_the_ranks(
+    dataset, world_size, batch_size, block_size
+):
     targets = []
     for rank in range(world_size):
         for x, y in dataset.evaluation_batches("val", 0, batch_size, block_size, rank, world_size):
@@ -86,13 +100,25 @@ def test_a_count_beyond_the_split_is_the_split_once(dataset):
 
 def test_batches_are_what_they_were(tmp_path):
     """Numbers of the first version, which mapped one file: a run that is resumed goes on with the same batches."""
-    dataset = Dataset(make(tmp_path / "data" / "squares", np.arange(1000) ** 2 % 97, np.arange(50) ** 2 % 97))
+    dataset = Dataset(
+        make(tmp_path / "data" / "squares", np.arange(1000) ** 2 % 97, np.arange(50) ** 2 % 97)
+    )
     x, y = dataset.batch("train", 7, 2, 6, seed=1337)
     assert x.tolist() == [[65, 8, 50, 94, 43, 91], [12, 70, 33, 95, 62, 31]]
     assert y.tolist() == [[8, 50, 94, 43, 91, 44], [70, 33, 95, 62, 31, 2]]
     (x1, y1), (x2, y2) = dataset.evaluation_batches("val", 2, 2, 4)
-    assert x1.tolist() + x2.tolist() == [[0, 1, 4, 9], [47, 72, 2, 31], [91, 43, 94, 50], [35, 11, 86, 66]]
-    assert y1.tolist() + y2.tolist() == [[1, 4, 9, 16], [72, 2, 31, 62], [43, 94, 50, 8], [11, 86, 66, 48]]
+    assert x1.tolist() + x2.tolist() == [
+        [0, 1, 4, 9],
+        [47, 72, 2, 31],
+        [91, 43, 94, 50],
+        [35, 11, 86, 66],
+    ]
+    assert y1.tolist() + y2.tolist() == [
+        [1, 4, 9, 16],
+        [72, 2, 31, 62],
+        [43, 94, 50, 8],
+        [11, 86, 66, 48],
+    ]
     *_, (x, y) = dataset.evaluation_batches("val", 0, 4, 10)
     assert x.tolist() == [[48, 32, 18, 6, 93, 85, 79, 75, 73, 0]] + [[0] * 10] * 3
     assert y.tolist() == [[32, 18, 6, 93, 85, 79, 75, 73, 73, IGNORE]] + [[IGNORE] * 10] * 3
@@ -104,7 +130,9 @@ def test_the_padding_is_what_the_model_ignores():
 
 def test_files_are_nanogpts(dataset):
     """np.memmap(..., dtype=np.uint16) is how nanoGPT reads them."""
-    np.testing.assert_array_equal(np.memmap(dataset.path / "val.bin", dtype=np.uint16, mode="r"), np.arange(50))
+    np.testing.assert_array_equal(
+        np.memmap(dataset.path / "val.bin", dtype=np.uint16, mode="r"), np.arange(50)
+    )
     assert dataset.bytes == {"train": 2000, "val": 100}
 
 
@@ -142,10 +170,14 @@ def test_several_files_are_replaced_when_all_are_on_the_disk(tmp_path, monkeypat
         with outcome, replacing_all(*paths) as temporaries:
             for temporary in temporaries:
                 temporary.write_bytes(b"new")
-        assert sorted(tmp_path.iterdir()) == paths and {path.read_bytes() for path in paths} == {kept}
+        assert sorted(tmp_path.iterdir()) == paths and {path.read_bytes() for path in paths} == {
+            kept
+        }
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="on Windows it cannot be told whether a process lives")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="on Windows it cannot be told whether a process lives"
+)
 def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
     """A killed prepare.py left gigabytes behind for ever."""
     code = """if True:
@@ -158,7 +190,11 @@ def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "x.bin")], cwd=root)
     process.wait()
     assert (tmp_path / f".x.bin.{process.pid}.tmp").exists() and not process_exists(process.pid)
-    others = [f".x.bin.{os.getppid()}.tmp", f".y.bin.{process.pid}.tmp", ".x.bin.backup.tmp"]  # alive, or not ours
+    others = [
+        f".x.bin.{os.getppid()}.tmp",
+        f".y.bin.{process.pid}.tmp",
+        ".x.bin.backup.tmp",
+    ]  # alive, or not ours
     for name in others:
         (tmp_path / name).touch()
     with replacing(tmp_path / "x.bin") as temporary:
@@ -169,13 +205,18 @@ def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
 def test_ids_beyond_the_vocabulary_are_found_before_training(dataset):
     """Elsewhere this ends in a device-side assert (nanoGPT#470)."""
     dataset.check(100, 16)
-    with pytest.raises(DataError, match=r"train.bin holds the token id 99; the vocabulary ends at 98"):
+    with pytest.raises(
+        DataError, match=r"train.bin holds the token id 99; the vocabulary ends at 98"
+    ):
         dataset.check(99, 16)
 
 
 def test_a_split_shorter_than_one_window_is_named_with_what_fits(dataset):
     dataset.check(100, 49)
-    with pytest.raises(DataError, match=r"val.bin has 50 tokens; block_size=50 needs at least 51. Use --block_size=49"):
+    with pytest.raises(
+        DataError,
+        match=r"val.bin has 50 tokens; block_size=50 needs at least 51. Use --block_size=49",
+    ):
         dataset.check(100, 50)
 
 
@@ -203,11 +244,24 @@ def damage(folder, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["truncated", "empty", "missing", "no json", "no object", "format", "dtype", "splits", "tokenizer"],
+    [
+        "truncated",
+        "empty",
+        "missing",
+        "no json",
+        "no object",
+        "format",
+        "dtype",
+        "splits",
+        "tokenizer",
+    ],
 )
 def test_damage_is_named(dataset, how):
     damage(dataset.path, how)
-    with pytest.raises(DataError, match="tokenizer description" if how == "tokenizer" else "python prepare.py numbers"):
+    with pytest.raises(
+        DataError,
+        match="tokenizer description" if how == "tokenizer" else "python prepare.py numbers",
+    ):
         Dataset(dataset.path)
 
 
@@ -216,7 +270,9 @@ def test_a_file_of_another_preparation_is_noticed(dataset):
     ids = np.fromfile(dataset.path / "train.bin", dtype="<u2")
     ids[500] += 1
     ids.tofile(dataset.path / "train.bin")
-    with pytest.raises(DataError, match=r"train\.bin is not the file that meta.json was written with"):
+    with pytest.raises(
+        DataError, match=r"train\.bin is not the file that meta.json was written with"
+    ):
         Dataset(dataset.path)
     meta = json.loads((dataset.path / "meta.json").read_text(encoding="utf-8"))
     for split in meta["splits"].values():
@@ -224,7 +280,10 @@ def test_a_file_of_another_preparation_is_noticed(dataset):
     (dataset.path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     assert Dataset(dataset.path).tokens["train"] == 1000
     os.truncate(dataset.path / "train.bin", 1997)  # which needs none to be seen
-    with pytest.raises(DataError, match=r"train\.bin has 1,997 bytes; meta\.json speaks of 1,000 tokens \(2,000 bytes"):
+    with pytest.raises(
+        DataError,
+        match=r"train\.bin has 1,997 bytes; meta\.json speaks of 1,000 tokens \(2,000 bytes",
+    ):
         Dataset(dataset.path)
 
 
@@ -243,7 +302,10 @@ def test_a_fingerprint_is_of_both_splits(tmp_path):
     one = (np.arange(1000) % 100, np.arange(50))
     others = {"same": one, "train": (one[0][::-1], one[1]), "val": (one[0], one[1][::-1])}
     before = Dataset(make(tmp_path / "one", *one)).fingerprint
-    same = {name: Dataset(make(tmp_path / name, *ids)).fingerprint == before for name, ids in others.items()}
+    same = {
+        name: Dataset(make(tmp_path / name, *ids)).fingerprint == before
+        for name, ids in others.items()
+    }
     assert same == {"same": True, "train": False, "val": False}
 
 

@@ -42,17 +42,30 @@ NAMES = list(tokenizer.GPT2_FILES)
 def small_gpt2():
     """What tiktoken makes of them: it looks for GPT-2's addresses in its cache, and compares the checksums."""
     urls = [tokenizer.GPT2_URL + name for name in ("vocab.bpe", "encoder.json")]
-    ranks = data_gym_to_mergeable_bpe_ranks(*urls, sha256(MERGES).hexdigest(), sha256(TOKENS).hexdigest())
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        *urls, sha256(MERGES).hexdigest(), sha256(TOKENS).hexdigest()
+    )
     special = {"<|endoftext|>": len(ranks)}
-    return {"name": "gpt2", "pat_str": tokenizer.GPT2_PATTERN, "mergeable_ranks": ranks, "special_tokens": special}
+    return {
+        "name": "gpt2",
+        "pat_str": tokenizer.GPT2_PATTERN,
+        "mergeable_ranks": ranks,
+        "special_tokens": special,
+    }
 
 
 def point_at(address):
     """Let a corpus named "served" and GPT-2's vocabulary come from there."""
-    corpora.CORPORA["served"] = corpora.Corpus("char", f"{address}/corpus", sha256(TEXT).hexdigest(), len(TEXT))
+    corpora.CORPORA["served"] = corpora.Corpus(
+        "char", f"{address}/corpus", sha256(TEXT).hexdigest(), len(TEXT)
+    )
     for name, path in zip(NAMES, ("/merges", "/tokens"), strict=True):
         body = BODIES[path]
-        tokenizer.GPT2_FILES[name] = {"url": address + path, "sha256": sha256(body).hexdigest(), "size": len(body)}
+        tokenizer.GPT2_FILES[name] = {
+            "url": address + path,
+            "sha256": sha256(body).hexdigest(),
+            "size": len(body),
+        }
     tiktoken.list_encoding_names()  # or tiktoken would find its own again
     tiktoken.registry.ENCODING_CONSTRUCTORS["gpt2"] = small_gpt2
 
@@ -98,7 +111,9 @@ def served(workspace, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "cache")
     monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
-    monkeypatch.setitem(corpora.CORPORA, "served", None)  # put back after the test, as the following
+    monkeypatch.setitem(
+        corpora.CORPORA, "served", None
+    )  # put back after the test, as the following
     monkeypatch.setattr(tokenizer, "GPT2_FILES", {})
     tiktoken.list_encoding_names()
     monkeypatch.setitem(tiktoken.registry.ENCODING_CONSTRUCTORS, "gpt2", None)
@@ -119,7 +134,9 @@ VOCABULARY = (
     {f"cache/{NAMES[0]}": MERGES, f"cache/{NAMES[1]}": TOKENS},
     "--tokenizer=bpe, which needs no download",
 )
-both = pytest.mark.parametrize("argv, files, way_out", [CORPUS, VOCABULARY], ids=["corpus", "vocabulary"])
+both = pytest.mark.parametrize(
+    "argv, files, way_out", [CORPUS, VOCABULARY], ids=["corpus", "vocabulary"]
+)
 
 
 def left():
@@ -169,7 +186,9 @@ def test_a_fault_that_stays_names_the_way_out_and_leaves_nothing(
     Server.plan = [fault] * 9
     message = refused(prepare.main, *argv)
     assert words in message and served in message and way_out in message
-    assert len(Server.asked) == asked and left() == {} and not Path("data").joinpath(argv[0]).exists()
+    assert (
+        len(Server.asked) == asked and left() == {} and not Path("data").joinpath(argv[0]).exists()
+    )
 
 
 def test_a_length_that_is_no_number_does_no_harm(served):
@@ -188,8 +207,12 @@ def test_what_is_damaged_in_the_cache_is_fetched_anew(served):
 
 
 @both
-@pytest.mark.parametrize("address, attempts", [("http://nowhere.invalid", 1), ("http://127.0.0.1:9", 4)])
-def test_without_a_network_nobody_waits(served, refused, monkeypatch, argv, files, way_out, address, attempts):
+@pytest.mark.parametrize(
+    "address, attempts", [("http://nowhere.invalid", 1), ("http://127.0.0.1:9", 4)]
+)
+def test_without_a_network_nobody_waits(
+    served, refused, monkeypatch, argv, files, way_out, address, attempts
+):
     """A name without an address is no passing trouble, as a server that is not there right now may be."""
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
@@ -201,7 +224,10 @@ def test_without_a_network_nobody_waits(served, refused, monkeypatch, argv, file
 def test_a_cache_that_cannot_be_written_is_named(served, refused, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "t.txt")
     message = refused(prepare.main, *VOCABULARY[0])
-    assert "cannot keep GPT-2's vocabulary in t.txt: " in message and "Set TIKTOKEN_CACHE_DIR" in message
+    assert (
+        "cannot keep GPT-2's vocabulary in t.txt: " in message
+        and "Set TIKTOKEN_CACHE_DIR" in message
+    )
 
 
 def test_where_the_system_has_no_certificates_there_are_some(monkeypatch):
@@ -217,13 +243,17 @@ def start(served, *argv, before="pass"):
     code += "import prepare; prepare.main(sys.argv[2:])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, served, *argv]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to a process")
 @both
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_who_is_stopped_half_way_leaves_no_half_file_and_can_begin_again(served, argv, files, way_out, number):
+def test_who_is_stopped_half_way_leaves_no_half_file_and_can_begin_again(
+    served, argv, files, way_out, number
+):
     Server.plan = ["stall"]
     process = start(served, *argv)
     assert Server.half_sent.acquire(timeout=60)
@@ -242,7 +272,9 @@ def test_who_is_stopped_half_way_leaves_no_half_file_and_can_begin_again(served,
 def test_two_at_once_do_each_other_no_harm(served, argv, files, way_out):
     Server.plan = ["stall", "stall"]
     processes = [start(served, *argv) for _ in range(2)]
-    assert all(Server.half_sent.acquire(timeout=60) for _ in processes)  # both are in the middle of it
+    assert all(
+        Server.half_sent.acquire(timeout=60) for _ in processes
+    )  # both are in the middle of it
     Server.go_on.set()
     for process in processes:
         assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
@@ -255,5 +287,7 @@ def test_a_disk_that_takes_no_more_is_not_the_networks_fault(served):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
     process = start(served, "served", before=limit)
     _, message = process.communicate(timeout=60)
-    assert process.returncode == 2 and message.strip().endswith(f"File too large ({Path('data/served')})")
+    assert process.returncode == 2 and message.strip().endswith(
+        f"File too large ({Path('data/served')})"
+    )
     assert Server.asked == ["/corpus"] and left() == {}

@@ -48,7 +48,10 @@ def test_the_tokens_are_the_text_split_at_nanogpts_place(workspace, monkeypatch,
     boundary = int(len(text) * 0.9)
     assert written("t", "train") == text[:boundary] and written("t", "val") == text[boundary:]
     dataset = Dataset("data/t")
-    assert dataset.bytes == {"train": len(text[:boundary].encode()), "val": len(text[boundary:].encode())}
+    assert dataset.bytes == {
+        "train": len(text[:boundary].encode()),
+        "val": len(text[boundary:].encode()),
+    }
 
 
 @pytest.mark.parametrize("longest, piece", [(100, 16), (100, 100), (100, 1000), (1000, 700)])
@@ -59,14 +62,18 @@ def test_cutting_between_words_does_not_change_a_token(monkeypatch, longest, pie
     pieces = [text[i : i + piece] for i in range(0, len(text), piece)]
     cut = list(cut_between_words(pieces))
     assert "".join(cut) == text and len(cut) >= 3000 / longest
-    np.testing.assert_array_equal(np.concatenate([tokenizer.encode(part) for part in cut]), tokenizer.encode(text))
+    np.testing.assert_array_equal(
+        np.concatenate([tokenizer.encode(part) for part in cut]), tokenizer.encode(text)
+    )
 
 
 def test_ordinary_text_is_cut_between_words_alone():
     text = corpora.python_docs() + "\n".join(["Não há mais. " * 300] * 100)
     cut = list(cut_between_words([text]))
     assert "".join(cut) == text and len(cut) > 5
-    assert all(part[0] in " \n" and not before[-1].isspace() for before, part in itertools.pairwise(cut))
+    assert all(
+        part[0] in " \n" and not before[-1].isspace() for before, part in itertools.pairwise(cut)
+    )
 
 
 @pytest.mark.parametrize("character", [" ", "\n", "x", "=", "好", "🦜"])
@@ -81,12 +88,20 @@ def test_no_run_of_characters_is_too_long_for_bpe(workspace, character):
 
 def test_a_folder_is_read_in_name_order_with_a_mark_between_documents(workspace):
     folder = Path("texts")
-    for name, text in (("b/2.txt", "two "), ("a.md", "one "), ("c.txt", "three "), (".hidden", "no"), (".git/x", "no")):
+    for name, text in (
+        ("b/2.txt", "two "),
+        ("a.md", "one "),
+        ("c.txt", "three "),
+        (".hidden", "no"),
+        (".git/x", "no"),
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text * 9, encoding="utf-8")
     for tokenizer, separator in (("char", "\n\n"), ("bpe", END_OF_TEXT)):
         prepare.main(["t", "--input=texts", f"--tokenizer={tokenizer}", "--vocab_size=260"])
-        assert written("t", "train") + written("t", "val") == separator.join(("one " * 9, "two " * 9, "three " * 9))
+        assert written("t", "train") + written("t", "val") == separator.join(
+            ("one " * 9, "two " * 9, "three " * 9)
+        )
 
 
 def test_a_folder_that_cannot_be_read_is_named(workspace, capsys, monkeypatch):
@@ -101,7 +116,9 @@ def test_a_folder_that_cannot_be_read_is_named(workspace, capsys, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", deny)
-    assert f"cannot read {Path('texts/closed')}: Permission denied" in refused(capsys, "t", "--input=texts")
+    assert f"cannot read {Path('texts/closed')}: Permission denied" in refused(
+        capsys, "t", "--input=texts"
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
@@ -128,7 +145,9 @@ def test_another_data_sets_vocabulary_can_be_taken(workspace, capsys):
     Path("b.txt").write_text("dcbaX" * 10, encoding="utf-8")
     assert "'X' (U+0058)" in refused(capsys, "b", "--input=b.txt", "--tokenizer=data/a/meta.json")
     assert written("b", "train") == "dcba" * 9  # what was there is still there
-    assert "cannot take the tokenizer" in refused(capsys, "b", "--input=b.txt", "--tokenizer=nothing.json")
+    assert "cannot take the tokenizer" in refused(
+        capsys, "b", "--input=b.txt", "--tokenizer=nothing.json"
+    )
 
 
 def test_a_byte_order_mark_is_no_character(workspace):
@@ -154,7 +173,10 @@ def test_what_is_not_utf8_is_named_with_its_offset(workspace, capsys, monkeypatc
 
 @pytest.mark.parametrize(
     "content, words",
-    [("ação".encode("utf-16"), "UTF-16: iconv -f utf-16"), (b"\x89PNG\r\n\x1a\n\0\0\0", "probably no text at all")],
+    [
+        ("ação".encode("utf-16"), "UTF-16: iconv -f utf-16"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0", "probably no text at all"),
+    ],
 )
 def test_what_is_another_encoding_or_no_text_is_told_apart(workspace, capsys, content, words):
     Path("t.txt").write_bytes(content * 9)
@@ -170,7 +192,10 @@ def test_a_text_that_ends_inside_a_character_is_named(workspace, capsys):
     "argv, words",
     [
         (["mytext"], "python prepare.py mytext --input=FILE_OR_FOLDER"),
-        (["--input=one.txt"], "a text of your own needs a name: python prepare.py NAME --input=one.txt"),
+        (
+            ["--input=one.txt"],
+            "a text of your own needs a name: python prepare.py NAME --input=one.txt",
+        ),
         (["t", "--input=nowhere.txt"], "cannot read nowhere.txt: "),
         (["t", "--input=empty"], "the folder empty has no files"),
         (["t", "--input=empty.txt"], "the text has 0 characters"),
@@ -178,8 +203,14 @@ def test_a_text_that_ends_inside_a_character_is_named(workspace, capsys):
         (["../t", "--input=one.txt"], "one plain name"),
         (["t", "--input=one.txt", "--tokenizer=words"], "tokenizer=words is not char, gpt2, bpe"),
         (["t", "--input=one.txt", "--vocab_size=100"], "vocab_size=100 must be at least 257"),
-        (["t", "--input=one.txt", "--vocab_size=1e12"], "vocab_size=1000000000000 must be at least 257"),
-        (["t", "--input=one.txt", "--val_fraction=1"], "val_fraction=1.0 must be above 0 and below 1"),
+        (
+            ["t", "--input=one.txt", "--vocab_size=1e12"],
+            "vocab_size=1000000000000 must be at least 257",
+        ),
+        (
+            ["t", "--input=one.txt", "--val_fraction=1"],
+            "val_fraction=1.0 must be above 0 and below 1",
+        ),
         (["t", "--inptu=one.txt"], "did you mean --input?"),
         (["t", "u", "--input=one.txt"], "t u: one name is expected"),
         (["t", "--input="], "input= is empty"),
@@ -196,7 +227,9 @@ def test_mistakes_are_one_message_and_leave_nothing(workspace, capsys, argv, wor
     assert not Path("data").exists()
 
 
-@pytest.mark.parametrize("source", ["data/t", "data", ".", "data/t/../t", "data/t/train.bin", "data/t/meta.json"])
+@pytest.mark.parametrize(
+    "source", ["data/t", "data", ".", "data/t/../t", "data/t/train.bin", "data/t/meta.json"]
+)
 def test_an_input_that_contains_what_is_written_is_refused(workspace, capsys, source):
     """The second time, prepare.py read its own train.bin and meta.json as text."""
     Path("data/t/texts").mkdir(parents=True)
@@ -210,7 +243,10 @@ def test_an_input_that_contains_what_is_written_is_refused(workspace, capsys, so
     assert Path("data/t/meta.json").read_bytes() == before
 
 
-@pytest.mark.skipif(not hasattr(os, "wait4"), reason="no os.wait4 on this system, which tells a process's peak memory")
+@pytest.mark.skipif(
+    not hasattr(os, "wait4"),
+    reason="no os.wait4 on this system, which tells a process's peak memory",
+)
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 def test_memory_does_not_grow_with_the_text(workspace, tokenizer):
     """40 MB of text must cost less than 20 MB more than 1 MB of it does. BPE is measured with a vocabulary at hand."""
@@ -219,7 +255,9 @@ def test_memory_does_not_grow_with_the_text(workspace, tokenizer):
         with open(f"{name}.txt", "w", encoding="utf-8") as file:
             for _ in range(megabytes):
                 file.write(word * (2**20 // len(word)))
-    prepare.main(["vocabulary", "--input=small.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"])
+    prepare.main(
+        ["vocabulary", "--input=small.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"]
+    )
     peaks = {}
     for name in ("small", "large"):
         command = [
@@ -245,7 +283,9 @@ def test_an_error_of_the_disk_is_named(workspace, capsys):
 
 
 @pytest.mark.parametrize("argv", [["python_docs"], ["t", "--input=t.txt"]])
-def test_a_full_disk_is_named_with_its_folder_and_leaves_nothing(workspace, capsys, monkeypatch, argv):
+def test_a_full_disk_is_named_with_its_folder_and_leaves_nothing(
+    workspace, capsys, monkeypatch, argv
+):
     """It said "No space left on device" and not where, and left an empty data/python_docs behind."""
     Path("t.txt").write_text("abc" * 10, encoding="utf-8")
 

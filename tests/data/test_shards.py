@@ -54,7 +54,9 @@ def test_many_files_are_one_array(tmp_path, sizes):
         for stop in (0, start, start + 1, start + 40, 100, 1000, None):
             np.testing.assert_array_equal(tokens[start:stop], ids[start:stop])
     starts = [89, 0, 31, 90, 31]
-    np.testing.assert_array_equal(tokens.windows(starts, 10), [ids[start : start + 10] for start in starts])
+    np.testing.assert_array_equal(
+        tokens.windows(starts, 10), [ids[start : start + 10] for start in starts]
+    )
     found = list(tokens.pieces())
     assert [name for name, _ in found] == paths
     np.testing.assert_array_equal(np.concatenate([piece for _, piece in found]), ids)
@@ -66,30 +68,50 @@ def test_every_layout_is_the_same_tokens(folder, layout, gpt2):
     dataset = Dataset(write_token_files(folder, layout, train_ids, val_ids))
     np.testing.assert_array_equal(dataset.ids["train"][:], train_ids)
     np.testing.assert_array_equal(dataset.ids["val"][:], val_ids)
-    assert dataset.tokens == {"train": 1000, "val": 50} and dataset.bytes == {"train": None, "val": None}
+    assert dataset.tokens == {"train": 1000, "val": 50} and dataset.bytes == {
+        "train": None,
+        "val": None,
+    }
     assert gpt2 == [{"kind": "gpt2"}]
     dataset.check(100, 16)
     (note,) = dataset.notes
-    assert note.startswith("data/web has no meta.json: its ids are taken as GPT-2's tokens") and layout in note
+    assert (
+        note.startswith("data/web has no meta.json: its ids are taken as GPT-2's tokens")
+        and layout in note
+    )
 
 
 def test_files_follow_in_name_order_and_the_last_mark_names_the_split(folder, gpt2):
     folder.mkdir(parents=True)
-    for name, ids in {"a_train_2": [2], "b_train_0": [3], "a_train_1": [1], "a_train_val_1": [8], "val": [9]}.items():
+    for name, ids in {
+        "a_train_2": [2],
+        "b_train_0": [3],
+        "a_train_1": [1],
+        "a_train_val_1": [8],
+        "val": [9],
+    }.items():
         np.save(folder / f"{name}.npy", np.array(ids, dtype=np.uint16))
     for other in ("a_training_1.npy", "._a_train_1.npy", "a_train_1.npy.part", "notes_val_1.txt"):
         (folder / other).write_bytes(b"?")
     dataset = Dataset(folder)
-    assert dataset.ids["train"][:].tolist() == [1, 2, 3] and dataset.ids["val"][:].tolist() == [8, 9]
+    assert dataset.ids["train"][:].tolist() == [1, 2, 3] and dataset.ids["val"][:].tolist() == [
+        8,
+        9,
+    ]
 
 
 def test_uint32_is_read_too(folder, gpt2):
     write_token_files(folder, "NumPy", [0] * 30, [0] * 30)
     for number in range(3):
-        np.save(folder / f"fineweb_edu_train_{number:06d}.npy", np.array([70_000 + number] * 20, dtype=np.uint32))
+        np.save(
+            folder / f"fineweb_edu_train_{number:06d}.npy",
+            np.array([70_000 + number] * 20, dtype=np.uint32),
+        )
     dataset = Dataset(folder)
     assert dataset.ids["train"][19:21].tolist() == [70_000, 70_001]
-    with pytest.raises(DataError, match=r"train_000000.npy holds the token id 70000; the vocabulary ends at 50256"):
+    with pytest.raises(
+        DataError, match=r"train_000000.npy holds the token id 70000; the vocabulary ends at 50256"
+    ):
         dataset.check(50_257, 16)
 
 
@@ -103,9 +125,14 @@ def test_a_file_that_numpy_wrote_in_version_2_is_read(folder, gpt2):
 def test_every_file_of_a_split_is_checked_for_ids_beyond_the_vocabulary(folder, gpt2):
     dataset = Dataset(write_token_files(folder, "llm.c", [0] * 20 + [99], [0] * 30))
     dataset.check(100, 16)
-    with pytest.raises(DataError, match=r"web_train_000002.bin holds the token id 99; .* ends at 98. .*python prepare"):
+    with pytest.raises(
+        DataError,
+        match=r"web_train_000002.bin holds the token id 99; .* ends at 98. .*python prepare",
+    ):
         dataset.check(99, 16)
-    with pytest.raises(DataError, match=r"train_000000.bin \(and 2 more\) has 21 tokens; .*needs at least 31"):
+    with pytest.raises(
+        DataError, match=r"train_000000.bin \(and 2 more\) has 21 tokens; .*needs at least 31"
+    ):
         dataset.check(100, 30)
 
 
@@ -153,7 +180,9 @@ def damaged(folder, how):
     else:
         changes = {"llama": {"magic": 20240801, "version": 7}, "hellaswag": {"magic": 20240522}}
         changes |= {"version": {"version": 2}, "none": {"tokens": 0}, "negative": {"tokens": -3}}
-        file.write_bytes(llmc_file([] if how == "llm.c none" else range(10), **changes[how.split()[1]]))
+        file.write_bytes(
+            llmc_file([] if how == "llm.c none" else range(10), **changes[how.split()[1]])
+        )
 
 
 DAMAGES = {
@@ -225,7 +254,9 @@ def test_our_own_meta_json_decides_whatever_lies_beside_it(tiny, gpt2):
     assert dataset.tokens["train"] == 5400 and dataset.notes == [] and gpt2[0]["kind"] == "char"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody replace a file that is open")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows lets nobody replace a file that is open"
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_run_keeps_the_tokens_it_began_with(folder, layout, gpt2):
     """prepare.py, run again during a run, once changed the text below it without a word."""
@@ -245,7 +276,9 @@ def test_a_file_cut_short_during_a_run_is_named(folder, gpt2):
     dataset = Dataset(write_token_files(folder, "nanoGPT", np.arange(90), np.arange(30)))
     os.truncate(folder / "train.bin", 100)
     assert dataset.ids["train"][:50].tolist() == list(range(50))
-    with pytest.raises(DataError, match=r"train.bin became shorter than its 90 tokens while it was in use. Restore"):
+    with pytest.raises(
+        DataError, match=r"train.bin became shorter than its 90 tokens while it was in use. Restore"
+    ):
         dataset.ids["train"][:51]
 
 
@@ -257,7 +290,9 @@ def test_more_files_than_usually_may_be_open(folder, gpt2, monkeypatch):
         resource.setrlimit(resource.RLIMIT_NOFILE, (50, hard))
         assert Dataset(folder).tokens["train"] == 300
         monkeypatch.setattr(resource, "getrlimit", lambda which: (50, 100))
-        with pytest.raises(DataError, match="60 token files are to stay open, and this system allows a process 100"):
+        with pytest.raises(
+            DataError, match="60 token files are to stay open, and this system allows a process 100"
+        ):
             Dataset(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -270,11 +305,16 @@ def test_a_run_on_every_layout_is_the_run_on_our_own(tiny, run, layout, gpt2, ca
     train.main(run(out_dir="out-own", vocab_size=100))
     capsys.readouterr()
     train.main(run(dataset="web", vocab_size=100))
-    assert "\nnote: data/web has no meta.json: its ids are taken as GPT-2's tokens" in capsys.readouterr().out
+    assert (
+        "\nnote: data/web has no meta.json: its ids are taken as GPT-2's tokens"
+        in capsys.readouterr().out
+    )
     losses = [
         [
             [m[k] for k in ("loss", "val_loss", "train_loss") if k in m]
-            for m in map(json.loads, Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+            for m in map(
+                json.loads, Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            )
         ]
         for out_dir in ("out-own", "out")
     ]
@@ -290,5 +330,7 @@ def test_with_gpt2s_own_vocabulary(folder, run, capsys):
     write_token_files(folder, "llm.c", ids, ids[:60])
     train.main(run(dataset="web", max_iters=2, eval_interval=2, vocab_size=50304))
     assert checkpoint.load("out/best.pt")["tokenizer"] == {"kind": "gpt2"}
-    sample.main(["--out_dir=out", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=The"])
+    sample.main(
+        ["--out_dir=out", "--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=The"]
+    )
     assert "The" in capsys.readouterr().out

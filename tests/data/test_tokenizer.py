@@ -69,7 +69,9 @@ def test_bpe_shortens_its_text_and_keeps_to_the_size():
     tokenizer = train_bpe(["the cat sat on the mat, the cat " * 50], 266)
     assert tokenizer.vocab_size == 266
     assert len(tokenizer.encode("the cat sat")) < 5
-    assert train_bpe(["ab"], 5000).vocab_size <= 258 + 1  # a text with nothing left to merge gives a smaller one
+    assert (
+        train_bpe(["ab"], 5000).vocab_size <= 258 + 1
+    )  # a text with nothing left to merge gives a smaller one
 
 
 @pytest.mark.parametrize("name", ["bpe", "gpt2"])

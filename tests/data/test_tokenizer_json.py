@@ -37,7 +37,10 @@ def test_ids_that_are_not_in_the_order_of_merging_stay_as_they_are():
     content["model"]["merges"].reverse()
     theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
     spec = spec_of(json.dumps(content))
-    assert spec["kind"] == "huggingface" and load_tokenizer(spec).encode(TEXT).tolist() == theirs.encode(TEXT).ids
+    assert (
+        spec["kind"] == "huggingface"
+        and load_tokenizer(spec).encode(TEXT).tolist() == theirs.encode(TEXT).ids
+    )
 
 
 def test_the_end_of_a_text_is_one_token_in_both_forms():
@@ -130,5 +133,7 @@ def test_a_damaged_description_is_refused(workspace, text, words):
 def test_a_decoder_that_does_not_say_which_bytes_is_refused():
     theirs = llama3_like()
     theirs.decoder = decoders.WordPiece()
-    with pytest.raises(DataError, match="decoder WordPiece; ByteLevel and sentencepiece's are known"):
+    with pytest.raises(
+        DataError, match="decoder WordPiece; ByteLevel and sentencepiece's are known"
+    ):
         load_tokenizer(spec_of(theirs.to_str()))

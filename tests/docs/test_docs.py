@@ -31,7 +31,11 @@ def bash(page):
 
 def rows(page):
     """The rows of a page's tables: what a translation leaves of each cell."""
-    return [[untranslated(cell) for cell in row.split(" | ")] for row in text_blocks(page) if row.startswith("|")]
+    return [
+        [untranslated(cell) for cell in row.split(" | ")]
+        for row in text_blocks(page)
+        if row.startswith("|")
+    ]
 
 
 def anchors(page):
@@ -41,7 +45,9 @@ def anchors(page):
 
 
 def test_both_languages_have_the_same_pages():
-    assert sorted(page.name for page in (DOCS / "pt-BR").glob("*.md")) == PATH and "README.md" in PATH
+    assert (
+        sorted(page.name for page in (DOCS / "pt-BR").glob("*.md")) == PATH and "README.md" in PATH
+    )
 
 
 @pytest.mark.parametrize("part", [bash, shown, rows], ids=lambda part: part.__name__)

@@ -16,7 +16,15 @@ from model import ModelConfig
 from seugpt.cli.options import Options
 from seugpt.data.tokenizer import CharTokenizer, load_tokenizer, read_spec
 from seugpt.evaluation.loss import windows
-from tests.helpers import BLOCK_SIZE, EVAL_ARCHITECTURES, EVAL_TEXT, ROOT, gpt2_or_skip, llama2_like, save_perturbed_gpt
+from tests.helpers import (
+    BLOCK_SIZE,
+    EVAL_ARCHITECTURES,
+    EVAL_TEXT,
+    ROOT,
+    gpt2_or_skip,
+    llama2_like,
+    save_perturbed_gpt,
+)
 
 
 def printed(capsys, *argv):
@@ -30,10 +38,14 @@ def printed(capsys, *argv):
 def figures(capsys, *argv):
     """What evaluate.py prints, as numbers."""
     out = printed(capsys, *argv)
-    tokens, size, characters = re.search(r"([\d,]+) tokens scored, of ([\d,]+) bytes and ([\d,]+) char", out).groups()
+    tokens, size, characters = re.search(
+        r"([\d,]+) tokens scored, of ([\d,]+) bytes and ([\d,]+) char", out
+    ).groups()
     found = {"tokens": tokens, "bytes": size, "characters": characters}
     found["context"] = re.search(r"([\d.]+) on average", out)[1]
-    found |= re.findall(r"^(loss|perplexity|bits per byte|bits per character) +(\S+)", out, re.MULTILINE)
+    found |= re.findall(
+        r"^(loss|perplexity|bits per byte|bits per character) +(\S+)", out, re.MULTILINE
+    )
     return {name: float(value.replace(",", "")) for name, value in found.items()}
 
 
@@ -41,17 +53,24 @@ def by_loop(model, ids, stride):
     """(nats of each token but the first, how many before it the model saw), one after the other, in NumPy's float64."""
     losses, contexts = [], []
     for place in range(1, len(ids)):
-        start = max(math.ceil((place - BLOCK_SIZE) / stride), 0) * stride  # of the first window that reaches so far
+        start = (
+            max(math.ceil((place - BLOCK_SIZE) / stride), 0) * stride
+        )  # of the first window that reaches so far
         with torch.no_grad():
             logits = model(torch.tensor([ids[start:place]]))[0][0, -1].double().numpy()
-        losses.append(np.log(np.exp(logits - logits.max()).sum()) - (logits - logits.max())[ids[place]])
+        losses.append(
+            np.log(np.exp(logits - logits.max()).sum()) - (logits - logits.max())[ids[place]]
+        )
         contexts.append(place - start)
     return np.array(losses), contexts
 
 
 @pytest.mark.parametrize("name", EVAL_ARCHITECTURES)
 def test_every_figure_is_that_of_a_loop_over_the_tokens(eval_spec, capsys, name):
-    model, tokenizer = save_perturbed_gpt(eval_spec, padding=3, **EVAL_ARCHITECTURES[name]), load_tokenizer(eval_spec)
+    model, tokenizer = (
+        save_perturbed_gpt(eval_spec, padding=3, **EVAL_ARCHITECTURES[name]),
+        load_tokenizer(eval_spec),
+    )
     ids = tokenizer.encode(EVAL_TEXT).tolist()
     first = tokenizer.decode_bytes(ids[:1]).decode()  # it is read and not scored
     size, characters = len(EVAL_TEXT.encode()) - len(first.encode()), len(EVAL_TEXT) - len(first)
@@ -59,7 +78,11 @@ def test_every_figure_is_that_of_a_loop_over_the_tokens(eval_spec, capsys, name)
         losses, contexts = by_loop(model, ids, stride or BLOCK_SIZE)
         assert min(contexts[BLOCK_SIZE:]) >= BLOCK_SIZE - (stride or BLOCK_SIZE) + 1
         found, nats = figures(capsys, f"--stride={stride}", "--batch_size=3"), losses.sum()
-        assert (found["tokens"], found["bytes"], found["characters"]) == (len(ids) - 1, size, characters)
+        assert (found["tokens"], found["bytes"], found["characters"]) == (
+            len(ids) - 1,
+            size,
+            characters,
+        )
         assert found["context"] == pytest.approx(np.mean(contexts), abs=0.051)
         assert found["loss"] == pytest.approx(nats / len(losses), abs=6e-5)
         assert found["perplexity"] == pytest.approx(np.exp(nats / len(losses)), rel=1e-4)
@@ -84,7 +107,9 @@ def test_the_batch_and_where_the_pieces_end_change_nothing(eval_spec, capsys, mo
     save_perturbed_gpt(eval_spec)
     whole = figures(capsys, "--stride=7", "--batch_size=1")
     for batch_size in (4, 1000):
-        assert figures(capsys, "--stride=7", f"--batch_size={batch_size}") == pytest.approx(whole, rel=1e-5, abs=1.1e-4)
+        assert figures(capsys, "--stride=7", f"--batch_size={batch_size}") == pytest.approx(
+            whole, rel=1e-5, abs=1.1e-4
+        )
     monkeypatch.setattr("seugpt.data.shards.PIECE", 3)
     assert figures(capsys, "--stride=7", "--batch_size=1") == whole
     for length in ("PIECE", "LONGEST"):
@@ -117,7 +142,9 @@ def test_it_is_the_loss_that_train_has_of_the_whole_split(tiny, run, capsys, dty
     for split, name in (("val", "validation"), ("train", "train")):
         capsys.readouterr()
         train.main(run(dtype=dtype, init_from="out/best.pt", eval_only=True, eval_iters=0))
-        theirs = float(re.search(rf"^step 0: .*{name} loss ([\d.]+)", capsys.readouterr().out, re.MULTILINE)[1])
+        theirs = float(
+            re.search(rf"^step 0: .*{name} loss ([\d.]+)", capsys.readouterr().out, re.MULTILINE)[1]
+        )
         ours = figures(capsys, f"--dtype={dtype}", f"--split={split}", "--batch_size=4")["loss"]
         assert ours == pytest.approx(theirs, abs=1.1e-4)
         losses += [ours, figures(capsys, f"--split={split}", "--batch_size=4")["loss"]]
@@ -141,7 +168,9 @@ def test_a_large_input_is_encoded_and_read_in_pieces(workspace, capsys, monkeypa
     Path("big.txt").write_text("o menino " * 40_000, encoding="utf-8")
     save_perturbed_gpt({"kind": "char", "chars": " eimno"}, n_layer=1, n_embd=4)
     lengths, encode = [], CharTokenizer.encode
-    monkeypatch.setattr(CharTokenizer, "encode", lambda self, text: lengths.append(len(text)) or encode(self, text))
+    monkeypatch.setattr(
+        CharTokenizer, "encode", lambda self, text: lengths.append(len(text)) or encode(self, text)
+    )
     assert figures(capsys, "--input=big.txt", "--batch_size=999")["tokens"] == 359_999
     assert sum(lengths) == 360_000 and max(lengths) <= 100_000
 
@@ -165,13 +194,17 @@ def test_tokens_from_elsewhere_that_are_cut_inside_a_character(workspace, capsys
 def test_a_tokenizer_that_loses_text_is_noted(workspace, capsys):
     """Its token for what it does not know stands for all such characters, and their bytes are gone."""
     tokenizer = llama2_like()
-    tokenizer.model = type(tokenizer.model)(tokenizer.get_vocab(), [], unk_token="<unk>", byte_fallback=False)
+    tokenizer.model = type(tokenizer.model)(
+        tokenizer.get_vocab(), [], unk_token="<unk>", byte_fallback=False
+    )
     Path("folder").mkdir()
     tokenizer.save("folder/tokenizer.json")
     Path("val.txt").write_text("o menino viu XYZ", encoding="utf-8")
     eval_spec = read_spec("folder/tokenizer.json")
     save_perturbed_gpt(eval_spec)
-    assert "note: val.txt has 16 characters, and its tokens stand for" in printed(capsys, "--input=val.txt")
+    assert "note: val.txt has 16 characters, and its tokens stand for" in printed(
+        capsys, "--input=val.txt"
+    )
     Path("val.txt").write_text("o menino viu", encoding="utf-8")
     assert "note" not in printed(capsys, "--input=val.txt")
 
@@ -182,7 +215,10 @@ def test_what_meta_json_says_of_the_bytes_is_compared(eval_spec, capsys):
     path, size = Path("data/text/meta.json"), len(EVAL_TEXT.encode())
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(f'"bytes": {size}', f'"bytes": {size + 1}'), encoding="utf-8")
-    assert f"note: data/text, val has {size + 1} bytes, and its tokens stand for {size}:" in printed(capsys)
+    assert (
+        f"note: data/text, val has {size + 1} bytes, and its tokens stand for {size}:"
+        in printed(capsys)
+    )
 
 
 def test_a_folder_from_hugging_face_needs_a_text_and_says_so(tiny, run, capsys, refused):
@@ -191,9 +227,14 @@ def test_a_folder_from_hugging_face_needs_a_text_and_says_so(tiny, run, capsys, 
     train.main(run())
     export.main(["--out_dir=out", "--to=hf"])
     message = refused(evaluate.main, "--out_dir=hf")
-    assert "hf does not say what text it was trained on; name one: --dataset=NAME or --input=FILE" in message
+    assert (
+        "hf does not say what text it was trained on; name one: --dataset=NAME or --input=FILE"
+        in message
+    )
     assert figures(capsys) == figures(capsys, "--out_dir=hf", "--dataset=tiny")
-    Path("hf/tokenizer.json").unlink()  # then the data set's tokens are taken for the model's, as in train.py
+    Path(
+        "hf/tokenizer.json"
+    ).unlink()  # then the data set's tokens are taken for the model's, as in train.py
     assert figures(capsys) == figures(capsys, "--out_dir=hf", "--dataset=tiny")
     assert "no tokenizer.json" in refused(evaluate.main, "--out_dir=hf", "--input=tiny.txt")
 
@@ -209,7 +250,9 @@ def test_the_presets_evaluate_and_train_nothing(tiny, run, capsys, name):
     if name == "gpt2":
         train.main(run())
         capsys.readouterr()
-        train.main([str(preset), "--init_from=out", "--dataset=tiny", "--out_dir=new", "--device=cpu"])
+        train.main(
+            [str(preset), "--init_from=out", "--dataset=tiny", "--out_dir=new", "--device=cpu"]
+        )
         assert "validation loss" in capsys.readouterr().out and not Path("new").exists()
 
 
@@ -229,7 +272,10 @@ def test_the_presets_evaluate_and_train_nothing(tiny, run, capsys, name):
         (["--input=empty.txt"], "empty.txt is too short: two tokens at least"),
         (["--input=one.txt"], "one.txt is too short: two tokens at least"),
         (["--input=vazia"], "the folder vazia has no files"),
-        (["--input=unknown.txt"], "first at character 6: 'x' (U+0078), '🦜' (U+1F99C). A model of bpe"),
+        (
+            ["--input=unknown.txt"],
+            "first at character 6: 'x' (U+0078), '🦜' (U+1F99C). A model of bpe",
+        ),
         (["--input=tiny.txt", "--dataset=tiny"], "dataset=tiny and input=tiny.txt: one only"),
         (["--tasks=a", "--stride=2"], "tasks=a and stride=2: one only"),
         (["--limit=3"], "limit=3 is for tasks; name some with --tasks="),
@@ -264,7 +310,9 @@ def test_a_split_of_one_token_and_ids_beyond_the_vocabulary(workspace, refused):
     for split, ids in (("train", [5, 50257]), ("val", [5])):
         np.array(ids, dtype=np.uint16).tofile(f"data/nano/{split}.bin")
     save_perturbed_gpt({"kind": "gpt2"}, dataset="nano", padding=47)
-    assert "data/nano, val is too short: two tokens at least" in refused(evaluate.main, "--device=cpu")
+    assert "data/nano, val is too short: two tokens at least" in refused(
+        evaluate.main, "--device=cpu"
+    )
     message = refused(evaluate.main, "--device=cpu", "--split=train")
     assert "train.bin holds the token id 50257; the vocabulary ends at 50256" in message
 

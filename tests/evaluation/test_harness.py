@@ -11,7 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and datasets: these te
 import pytest
 import torch
 
-pytest.importorskip("lm_eval", reason="--tasks needs the package lm_eval: python -m pip install lm_eval==0.4.13")
+pytest.importorskip(
+    "lm_eval", reason="--tasks needs the package lm_eval: python -m pip install lm_eval==0.4.13"
+)
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
@@ -73,7 +75,9 @@ def tasks(workspace):
         {"q": "e não comeu.", "choices": ["\n\n", " O"], "i": 0},
         {"q": "O menino viu a maçã —", "choices": [" 🦜", " 1234"], "i": 1},
     ]
-    Path("tasks/q.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
+    Path("tasks/q.jsonl").write_text(
+        "".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8"
+    )
     for name, task in TASKS.items():
         task = {"task": name, "dataset_path": "json", "test_split": "test", **task}
         task["dataset_kwargs"] = {"data_files": {"test": "tasks/q.jsonl"}}
@@ -91,11 +95,16 @@ def ours(eval_spec, batch_size=3):
     content = weights.load("out")
     model = weights.build(content)[0].eval()
     autocast = torch.autocast("cpu", enabled=False)
-    return harness.HarnessModel(model, load_tokenizer(eval_spec), torch.device("cpu"), autocast, batch_size)
+    return harness.HarnessModel(
+        model, load_tokenizer(eval_spec), torch.device("cpu"), autocast, batch_size
+    )
 
 
 def ask(lm, kind, *arguments):
-    requests = [Instance(request_type=kind, doc={}, arguments=args, idx=i) for i, args in enumerate(arguments)]
+    requests = [
+        Instance(request_type=kind, doc={}, arguments=args, idx=i)
+        for i, args in enumerate(arguments)
+    ]
     return getattr(lm, kind)(requests)
 
 
@@ -120,7 +129,9 @@ def test_log_likelihoods_are_those_of_the_same_weights_in_transformers(eval_spec
     for batch_size in (1, 4, 100):
         lm.batch_size = batch_size
         answers = ask(lm, "loglikelihood", *PAIRS)
-        assert found is None or answers == [(pytest.approx(total, abs=1e-3), same) for total, same in found]
+        assert found is None or answers == [
+            (pytest.approx(total, abs=1e-3), same) for total, same in found
+        ]
         found = answers
     prefix = their_tokenizer.eos_token_id
     prefix = their_tokenizer.convert_tokens_to_ids("\n") if prefix is None else prefix
@@ -139,7 +150,9 @@ def test_log_likelihoods_are_those_of_the_same_weights_in_transformers(eval_spec
 def test_blanks_alone_are_no_context(eval_spec):
     """They are moved into what is scored, as the harness has it, and nothing would stand before that."""
     save_perturbed_gpt(eval_spec)
-    assert ask(ours(eval_spec), "loglikelihood", ("  ", "viu")) == ask(ours(eval_spec), "loglikelihood", ("", "  viu"))
+    assert ask(ours(eval_spec), "loglikelihood", ("  ", "viu")) == ask(
+        ours(eval_spec), "loglikelihood", ("", "  viu")
+    )
 
 
 def test_the_end_of_a_text_ends_a_reply(eval_spec, monkeypatch):
@@ -157,10 +170,16 @@ def test_the_greedy_continuation_is_told(eval_spec):
     model, tokenizer = save_perturbed_gpt(eval_spec), load_tokenizer(eval_spec)
     prompt = tokenizer.encode("O menino viu").tolist()
     decoder = Decoder(model, 1, BLOCK_SIZE)
-    ids = torch.cat(list(generate(decoder, [prompt], 3, tokenizer.vocab_size, Sampling(temperature=0.0)))).tolist()
+    ids = torch.cat(
+        list(generate(decoder, [prompt], 3, tokenizer.vocab_size, Sampling(temperature=0.0)))
+    ).tolist()
     lm = ours(eval_spec)
-    assert lm.score([([*prompt, *ids], 3), ([*prompt, *ids[:2], (ids[2] + 1) % 2], 3), (prompt, 0)])[0][1]
-    assert [greedy for _, greedy in lm.score([([*prompt, *ids[:2], (ids[2] + 1) % 2], 3), (prompt, 0)])] == [
+    assert lm.score(
+        [([*prompt, *ids], 3), ([*prompt, *ids[:2], (ids[2] + 1) % 2], 3), (prompt, 0)]
+    )[0][1]
+    assert [
+        greedy for _, greedy in lm.score([([*prompt, *ids[:2], (ids[2] + 1) % 2], 3), (prompt, 0)])
+    ] == [
         False,
         True,
     ]
@@ -175,14 +194,18 @@ def test_a_text_longer_than_the_window_is_scored_whole_once(eval_spec, name):
     export.main(["--out_dir=out", "--to=hf"])
     theirs, _ = load_with_transformers("hf")
     lm, texts = ours(eval_spec), [EVAL_TEXT, "viu", EVAL_TEXT[:40]]
-    for text, total in zip(texts, ask(lm, "loglikelihood_rolling", *((text,) for text in texts)), strict=True):
+    for text, total in zip(
+        texts, ask(lm, "loglikelihood_rolling", *((text,) for text in texts)), strict=True
+    ):
         ids, wanted = load_tokenizer(eval_spec).encode(text).tolist(), 0.0
         for window, scored in get_rolling_token_windows(ids, lm.prefix_token_id, BLOCK_SIZE, 1):
             with torch.no_grad():
                 logits = theirs(torch.tensor([window])).logits[0, -len(scored) :].double()
             wanted += logits.log_softmax(-1).gather(1, torch.tensor(scored)[:, None]).sum().item()
         assert total == pytest.approx(wanted, abs=2e-3)
-    long = ask(lm, "loglikelihood", ("viu", EVAL_TEXT), ("viu", EVAL_TEXT[:1]))  # a continuation may be longer, too
+    long = ask(
+        lm, "loglikelihood", ("viu", EVAL_TEXT), ("viu", EVAL_TEXT[:1])
+    )  # a continuation may be longer, too
     assert long[0][0] < long[1][0] < 0
 
 
@@ -207,14 +230,18 @@ def test_replies_are_transformers_greedy_ones_up_to_a_stop_text(eval_spec, name)
     contexts, written = [CONTEXT, "viu", EVAL_TEXT], []
     for context in contexts:
         ids = their_tokenizer(context, return_tensors="pt")["input_ids"][:, -(64 - 20) :]
-        out = theirs.generate(ids, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(ids))
+        out = theirs.generate(
+            ids, max_new_tokens=20, do_sample=False, attention_mask=torch.ones_like(ids)
+        )
         written.append(their_tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=False))
     asked = [(context, {"until": [], "max_gen_toks": 20}) for context in contexts]
     replies = ask(ours(eval_spec), "generate_until", *asked)
     assert replies == [text.split("<|endoftext|>")[0] for text in written]
     stop = replies[0][4:6]
     cut = ask(
-        ours(eval_spec), "generate_until", *((context, {"until": stop, "max_gen_toks": 20}) for context in contexts)
+        ours(eval_spec),
+        "generate_until",
+        *((context, {"until": stop, "max_gen_toks": 20}) for context in contexts),
     )
     assert cut == [reply.split(stop)[0] for reply in replies]
     assert ask(ours(eval_spec, batch_size=1), "generate_until", *asked) == replies
@@ -223,8 +250,15 @@ def test_replies_are_transformers_greedy_ones_up_to_a_stop_text(eval_spec, name)
 def test_a_reply_may_be_longer_than_the_window_and_drawn(eval_spec):
     save_perturbed_gpt(eval_spec)
     lm = ours(eval_spec)
-    long, none = ask(lm, "generate_until", (EVAL_TEXT, {"max_gen_toks": 3 * BLOCK_SIZE}), ("", {"max_gen_toks": 5}))
-    assert len(load_tokenizer(eval_spec).encode(long)) >= 2 * BLOCK_SIZE or eval_spec["kind"] != "char"
+    long, none = ask(
+        lm,
+        "generate_until",
+        (EVAL_TEXT, {"max_gen_toks": 3 * BLOCK_SIZE}),
+        ("", {"max_gen_toks": 5}),
+    )
+    assert (
+        len(load_tokenizer(eval_spec).encode(long)) >= 2 * BLOCK_SIZE or eval_spec["kind"] != "char"
+    )
     assert isinstance(none, str)
     torch.manual_seed(0)
     how = {"max_gen_toks": 12, "do_sample": True, "temperature": 2.0, "top_p": 0.9}
@@ -241,8 +275,14 @@ def test_a_llamas_marks_are_where_transformers_puts_them(workspace):
     save_perturbed_gpt(eval_spec, **LLAMA)
     lm = ours(eval_spec)
     assert lm.eot_token_id == lm.prefix_token_id == tokenizer.token_to_id("<s>")
-    assert lm.tok_encode("o men") == tokenizer.encode("o men").ids and lm.tok_encode("o men")[0] == lm.prefix_token_id
-    assert lm.tok_encode("o men", add_special_tokens=False) == tokenizer.encode("o men", add_special_tokens=False).ids
+    assert (
+        lm.tok_encode("o men") == tokenizer.encode("o men").ids
+        and lm.tok_encode("o men")[0] == lm.prefix_token_id
+    )
+    assert (
+        lm.tok_encode("o men", add_special_tokens=False)
+        == tokenizer.encode("o men", add_special_tokens=False).ids
+    )
     assert lm.tok_encode("") == [lm.prefix_token_id]
     asked = []
     lm.score = lambda rows: asked.extend(rows) or [(0.0, True)] * len(rows)
@@ -254,16 +294,23 @@ def test_a_llamas_marks_are_where_transformers_puts_them(workspace):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_the_command_gives_the_metrics_of_the_harness_and_transformers(eval_spec, tasks, capsys, monkeypatch, name):
+def test_the_command_gives_the_metrics_of_the_harness_and_transformers(
+    eval_spec, tasks, capsys, monkeypatch, name
+):
     """The harness's own model for transformers answers the same questions."""
-    for package in ("accelerate", "accelerate.utils"):  # imported there, and not used for a model that is loaded
+    for package in (
+        "accelerate",
+        "accelerate.utils",
+    ):  # imported there, and not used for a model that is loaded
         monkeypatch.setitem(sys.modules, package, MagicMock())
     from lm_eval.models.huggingface import HFLM
 
     save_perturbed_gpt(eval_spec, block_size=64, **EVAL_ARCHITECTURES[name])
     export.main(["--out_dir=out", "--to=hf"])
     model, tokenizer = load_with_transformers("hf")
-    if tokenizer.eos_token is None:  # of characters; the harness needs one, before the beginning of a text
+    if (
+        tokenizer.eos_token is None
+    ):  # of characters; the harness needs one, before the beginning of a text
         tokenizer.eos_token = "\n"
     theirs = simple_evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2, max_length=64), tasks=tasks,
@@ -290,7 +337,15 @@ def test_the_command_gives_the_metrics_of_the_harness_and_transformers(eval_spec
 
 def test_limit_and_solved_examples(tasks, capsys):
     save_perturbed_gpt(CHARS, block_size=64)
-    evaluate.main(["--out_dir=out", "--device=cpu", "--tasks=tasks/choice.yaml", "--limit=3", "--num_fewshot=1"])
+    evaluate.main(
+        [
+            "--out_dir=out",
+            "--device=cpu",
+            "--tasks=tasks/choice.yaml",
+            "--limit=3",
+            "--num_fewshot=1",
+        ]
+    )
     out, err = capsys.readouterr()
     assert [line.split()[:4] for line in out.splitlines()[2:]] == [
         ["choice", "3", "1", "acc"], ["choice", "3", "1", "acc_norm"]
@@ -305,7 +360,11 @@ def test_a_task_may_use_hugging_faces_package_of_our_files_name(tasks, capsys):
         "    assert place.endswith('__init__.py'), place\n    return doc['q']\n",
         encoding="utf-8",
     )
-    task = Path("tasks/likely.yaml").read_text(encoding="utf-8").replace('"{{q}}"', "!function own.text")
+    task = (
+        Path("tasks/likely.yaml")
+        .read_text(encoding="utf-8")
+        .replace('"{{q}}"', "!function own.text")
+    )
     Path("tasks/likely.yaml").write_text(task, encoding="utf-8")
     save_perturbed_gpt(CHARS)
     evaluate.main(["--out_dir=out", "--device=cpu", "--tasks=tasks/likely.yaml"])
@@ -316,14 +375,20 @@ def test_mistakes_are_one_message(tasks, capsys):
     save_perturbed_gpt(CHARS)
     Path("tasks/broken.yaml").write_text("task: [", encoding="utf-8")
     Path("tasks/nodata.yaml").write_text(
-        Path("tasks/likely.yaml").read_text(encoding="utf-8").replace("q.jsonl", "none.jsonl"), encoding="utf-8"
+        Path("tasks/likely.yaml").read_text(encoding="utf-8").replace("q.jsonl", "none.jsonl"),
+        encoding="utf-8",
     )
-    Path("tasks/hub.yaml").write_text("task: hub\ndataset_path: nobody/nothing\ntest_split: test\n", encoding="utf-8")
+    Path("tasks/hub.yaml").write_text(
+        "task: hub\ndataset_path: nobody/nothing\ntest_split: test\n", encoding="utf-8"
+    )
     Path("tasks/field.yaml").write_text(
-        Path("tasks/likely.yaml").read_text(encoding="utf-8").replace("{{q}}", "{{nofield.x}}"), encoding="utf-8"
+        Path("tasks/likely.yaml").read_text(encoding="utf-8").replace("{{q}}", "{{nofield.x}}"),
+        encoding="utf-8",
     )
     Path("tasks/unsafe.yaml").write_text(
-        Path("tasks/likely.yaml").read_text(encoding="utf-8").replace("{", '{"unsafe_code": true, ', 1),
+        Path("tasks/likely.yaml")
+        .read_text(encoding="utf-8")
+        .replace("{", '{"unsafe_code": true, ', 1),
         encoding="utf-8",
     )
     for names, words in {
@@ -342,17 +407,26 @@ def test_mistakes_are_one_message(tasks, capsys):
 
 def test_characters_that_a_model_does_not_know_are_named(workspace, tasks, capsys):
     save_perturbed_gpt({"kind": "char", "chars": "O menivu\n"})
-    assert "a task has what the model never saw in training: " in complaint(capsys, "--tasks=tasks/likely.yaml")
+    assert "a task has what the model never saw in training: " in complaint(
+        capsys, "--tasks=tasks/likely.yaml"
+    )
 
 
 def test_without_the_package_the_command_says_how_to_install_it(tmp_path):
     """Not even harness.py's own imports are needed for all else."""
     code = "import sys; sys.modules['lm_eval'] = None; import evaluate; evaluate.main(['--tasks=hellaswag'])"
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(evaluate.__file__).parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=Path(evaluate.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 2
-    assert result.stderr == "-c: --tasks needs the package lm_eval: python -m pip install lm_eval==0.4.13\n"
+    assert (
+        result.stderr
+        == "-c: --tasks needs the package lm_eval: python -m pip install lm_eval==0.4.13\n"
+    )
 
 
 def complaint(capsys, *argv):

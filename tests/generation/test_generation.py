@@ -30,7 +30,9 @@ def test_tokens_are_drawn_as_often_as_the_model_believes():
 
 def test_temperature_sharpens_and_flattens_and_zero_is_greedy():
     squared = [p**2 for p in (0.5, 0.3, 0.15, 0.05)]
-    assert frequencies(LOGITS, temperature=0.5) == pytest.approx([p / sum(squared) for p in squared], abs=0.02)
+    assert frequencies(LOGITS, temperature=0.5) == pytest.approx(
+        [p / sum(squared) for p in squared], abs=0.02
+    )
     assert frequencies(LOGITS, temperature=0) == [1, 0, 0, 0]
     for nearly in (1e-4, 1e-30, 1e-300):
         assert frequencies(LOGITS, temperature=nearly) == [1, 0, 0, 0]
@@ -43,7 +45,9 @@ def test_top_k_keeps_the_k_likeliest_and_0_or_a_large_k_all():
         assert frequencies(LOGITS, top_k=everything)[3] > 0
 
 
-@pytest.mark.parametrize("top_p, kept", [(0.01, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.94, 3), (1.0, 4)])
+@pytest.mark.parametrize(
+    "top_p, kept", [(0.01, 1), (0.5, 1), (0.51, 2), (0.8, 2), (0.94, 3), (1.0, 4)]
+)
 def test_top_p_keeps_the_fewest_that_reach_it(top_p, kept):
     shuffled = [LOGITS[i] for i in (2, 0, 3, 1)]
     drawn = frequencies(shuffled, top_p=top_p)
@@ -55,7 +59,9 @@ def test_a_top_p_too_small_for_float32_keeps_the_likeliest():
     assert frequencies(LOGITS, top_p=1e-46) == [1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("min_p, kept", [(0.0, 4), (0.09, 4), (0.11, 3), (0.31, 2), (0.61, 1), (1.0, 1)])
+@pytest.mark.parametrize(
+    "min_p, kept", [(0.0, 4), (0.09, 4), (0.11, 3), (0.31, 2), (0.61, 1), (1.0, 1)]
+)
 def test_min_p_keeps_what_reaches_its_share_of_the_likeliest(min_p, kept):
     assert [share > 0 for share in frequencies(LOGITS, min_p=min_p)] == [i < kept for i in range(4)]
 
@@ -159,7 +165,9 @@ def test_beyond_block_size_the_window_restarts_or_rolls_as_documented(changes, l
         # A longer prompt is cut to the window before it is read, so the reference starts from what was read.
         expected = greedy_without_cache(net, prompt[-8:], 30, sliding)
     else:
-        expected = greedy_without_cache(net, prompt, 30, lambda net, ids: restarted(net, ids, length))
+        expected = greedy_without_cache(
+            net, prompt, 30, lambda net, ids: restarted(net, ids, length)
+        )
     assert written(net, [prompt], 30).tolist() == [expected]
 
 
@@ -183,8 +191,12 @@ def test_cached_logits_are_the_uncached_ones():
     net = make_model(**MODERN)
     idx = torch.randint(V, (3, 8))
     decoder = Decoder(net, 3, 8)
-    steps = [decoder.prefill(list(idx[:, :3]))] + [decoder.step(idx[:, t : t + 1]) for t in range(3, 8)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), net(idx, idx)[0][:, 2:], atol=1e-5, rtol=1e-5)
+    steps = [decoder.prefill(list(idx[:, :3]))] + [
+        decoder.step(idx[:, t : t + 1]) for t in range(3, 8)
+    ]
+    torch.testing.assert_close(
+        torch.cat(steps, dim=1), net(idx, idx)[0][:, 2:], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_every_combination_of_architectures_is_valid_and_cached():
@@ -196,7 +208,9 @@ def test_every_combination_of_architectures_is_valid_and_cached():
         net = make_model(**dict(zip(fields, values, strict=True)))
         decoder = Decoder(net, 2, 6)
         cached = torch.cat((decoder.prefill(list(idx[:, :5])), decoder.step(idx[:, 5:])), dim=1)
-        torch.testing.assert_close(cached, net(idx, idx)[0][:, 4:], atol=1e-4, rtol=1e-4, msg=str(values))
+        torch.testing.assert_close(
+            cached, net(idx, idx)[0][:, 4:], atol=1e-4, rtol=1e-4, msg=str(values)
+        )
 
 
 def test_the_cache_has_as_many_heads_as_keys_have_and_is_made_once():
@@ -213,7 +227,9 @@ def test_the_cache_has_as_many_heads_as_keys_have_and_is_made_once():
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_the_length_of_a_sample_costs_no_memory(position):
     """With rotary positions each token that was drawn was kept, and nothing ever read them."""
-    net = GPT(ModelConfig(vocab_size=V, block_size=4, n_layer=1, n_head=1, n_embd=8, position=position))
+    net = GPT(
+        ModelConfig(vocab_size=V, block_size=4, n_layer=1, n_head=1, n_embd=8, position=position)
+    )
     tokens = generate(Decoder(net, 1, 4), [[1]], 200, V, GREEDY)
     alive = []
     for count, _ in enumerate(tokens):
@@ -235,7 +251,10 @@ def test_a_decoder_leaves_the_model_as_it_was():
     net = make_model(**MODERN)
     before = [dict(vars(module)) for module in net.modules()]
     written(net, [[1]], 3)
-    assert all(vars(module).keys() == names.keys() for module, names in zip(net.modules(), before, strict=True))
+    assert all(
+        vars(module).keys() == names.keys()
+        for module, names in zip(net.modules(), before, strict=True)
+    )
 
 
 def test_a_decoder_has_the_models_weights_and_not_a_copy_of_them():
@@ -299,14 +318,18 @@ def test_where_compilation_fails_the_step_runs_as_it_is(monkeypatch):
 
 
 def test_padding_of_the_vocabulary_is_never_drawn():
-    tokens = written(make_model(64), [[0]] * 50, 10, Sampling(temperature=1.0, top_k=None), vocab_size=5)
+    tokens = written(
+        make_model(64), [[0]] * 50, 10, Sampling(temperature=1.0, top_k=None), vocab_size=5
+    )
     assert set(tokens.flatten().tolist()) == set(range(5))
 
 
 def test_the_same_seed_gives_the_same_samples():
     def draw(seed):
         dice = torch.Generator().manual_seed(seed)
-        return written(make_model(), [[0]] * 3, 20, Sampling(temperature=1.0), generator=dice).tolist()
+        return written(
+            make_model(), [[0]] * 3, 20, Sampling(temperature=1.0), generator=dice
+        ).tolist()
 
     assert draw(1) == draw(1) != draw(2)
 
@@ -315,9 +338,17 @@ def test_a_repetition_penalty_counts_the_prompt_and_the_others_do_not():
     net = make_model()
     prompt = [3, 3, 4]
     plain = written(net, [prompt], 1).item()
-    assert written(net, [[plain, *prompt]], 1).item() == plain  # or the next line would show nothing
-    assert written(net, [[plain, *prompt]], 1, Sampling(temperature=0, repetition_penalty=100)).item() != plain
-    assert written(net, [[plain, *prompt]], 1, Sampling(temperature=0, frequency_penalty=100)).item() == plain
+    assert (
+        written(net, [[plain, *prompt]], 1).item() == plain
+    )  # or the next line would show nothing
+    assert (
+        written(net, [[plain, *prompt]], 1, Sampling(temperature=0, repetition_penalty=100)).item()
+        != plain
+    )
+    assert (
+        written(net, [[plain, *prompt]], 1, Sampling(temperature=0, frequency_penalty=100)).item()
+        == plain
+    )
     reply = written(net, [prompt], 8, Sampling(temperature=0, presence_penalty=100))[0].tolist()
     assert len(set(reply)) == 8  # after each token, never again the same
 

@@ -31,7 +31,11 @@ def test_samples_come_from_out_dir_with_the_tokenizer_of_the_checkpoint(trained,
             path.unlink()  # nothing but the checkpoint is needed
     out = spoken(capsys, "--out_dir=out", "--num_samples=3", "--start=menino")
     samples = out.split("\n---------------\n")
-    assert len(samples) == 4 and samples[3] == "" and all(s.startswith("menino") and len(s) == 46 for s in samples[:3])
+    assert (
+        len(samples) == 4
+        and samples[3] == ""
+        and all(s.startswith("menino") and len(s) == 46 for s in samples[:3])
+    )
     assert len(set(samples[:3])) == 3
     assert spoken(capsys, "--init_from=out/latest.pt", "--num_samples=3", "--start=menino") == out
     assert spoken(capsys, "--init_from=out", "--num_samples=3", "--start=menino", "--seed=2") != out
@@ -44,7 +48,9 @@ def test_the_start_may_be_a_file(trained, capsys):
 
 def test_a_stop_text_in_the_command(trained, capsys):
     arguments = ["--start=o menino", "--num_samples=1", "--temperature=0"]
-    written = spoken(capsys, *arguments).removeprefix("o menino").removesuffix("\n---------------\n")
+    written = (
+        spoken(capsys, *arguments).removeprefix("o menino").removesuffix("\n---------------\n")
+    )
     stops = written[4:6], written[7:9]
     place = min(map(written.index, stops))
     out = spoken(capsys, *arguments, *(f"--stop={stop}" for stop in stops))
@@ -59,7 +65,10 @@ def test_compiled_samples_are_the_same(trained, capsys):
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--start=xyz"], "never saw in training.*'x' (U+0078), 'y' (U+0079), 'z' (U+007A).*It knows:"),
+        (
+            ["--start=xyz"],
+            "never saw in training.*'x' (U+0078), 'y' (U+0079), 'z' (U+007A).*It knows:",
+        ),
         (["--start=a\udcc3"], "the start is not UTF-8"),
         (["--start="], "start= is empty"),
         (["--start=FILE:none.txt"], "cannot read none.txt"),
@@ -116,26 +125,35 @@ def test_mistakes_are_one_message(trained, capsys, argv, words):
         (["--start=FILE:bom.txt"], []),  # a byte order mark is no character
         (["--stop=never there"], []),
         (["--stop=never there, and longer than all that is written; " + "x" * 99], []),
-        (["--max_new_tokens=1000000000", "--stop=o", "--stop=n", "--stop= "], ["--stop=o", "--stop=n", "--stop= "]),
+        (
+            ["--max_new_tokens=1000000000", "--stop=o", "--stop=n", "--stop= "],
+            ["--stop=o", "--stop=n", "--stop= "],
+        ),
     ],
 )
 def test_the_ends_of_the_ranges_mean_what_is_documented(trained, capsys, argv, same):
     Path("bom.txt").write_text("o menino", encoding="utf-8-sig")
     common = ["--num_samples=1", "--start=o menino"]
-    assert spoken(capsys, *common[: 1 if "bom" in argv[0] else 2], *argv) == spoken(capsys, *common, *same)
+    assert spoken(capsys, *common[: 1 if "bom" in argv[0] else 2], *argv) == spoken(
+        capsys, *common, *same
+    )
 
 
 def test_a_start_longer_than_block_size_is_shown_whole_and_read_from_its_end(trained, capsys):
     """The model has a context of 16."""
     end = "não comeu; o men"
     spoke = spoken(capsys, "--num_samples=1", "--temperature=0", f"--start={'maçã ' * 1000}{end}")
-    assert spoke == "maçã " * 1000 + spoken(capsys, "--num_samples=1", "--temperature=0", f"--start={end}")
+    assert spoke == "maçã " * 1000 + spoken(
+        capsys, "--num_samples=1", "--temperature=0", f"--start={end}"
+    )
 
 
 def test_several_starts_are_one_batch_and_each_is_what_it_is_alone(trained, capsys):
     arguments = ["--temperature=0", "--num_samples=2"]
     together = spoken(capsys, *arguments, "--start=o menino", "--start=viu")
-    alone = spoken(capsys, *arguments, "--start=o menino") + spoken(capsys, *arguments, "--start=viu")
+    alone = spoken(capsys, *arguments, "--start=o menino") + spoken(
+        capsys, *arguments, "--start=viu"
+    )
     assert together == alone and together.count("---------------") == 4
 
 
@@ -159,7 +177,9 @@ def converse(monkeypatch, capsys, *events, argv=()):
 
     monkeypatch.setattr("builtins.input", typed)
     capsys.readouterr()
-    sample.main(["--device=cpu", "--interactive=True", "--temperature=0", "--max_new_tokens=10", *argv])
+    sample.main(
+        ["--device=cpu", "--interactive=True", "--temperature=0", "--max_new_tokens=10", *argv]
+    )
     assert next(events, None) is None
     return capsys.readouterr().out.splitlines()[1:]  # without the line that explains
 
@@ -174,7 +194,9 @@ def test_a_conversation_goes_on_from_all_that_was_said(trained, monkeypatch, cap
     first = reply("o menino")
     second = reply(f"o menino{first}\nviu")
     more = reply(f"o menino{first}\nviu{second}")
-    said = "\n".join(converse(monkeypatch, capsys, "o menino", "viu", "", "/new", "o menino", "/quit"))
+    said = "\n".join(
+        converse(monkeypatch, capsys, "o menino", "viu", "", "/new", "o menino", "/quit")
+    )
     assert said == "\n".join((first, second, more, first))
 
 

@@ -49,7 +49,9 @@ def numpy_model(weights, idx, c):
     def turned(x):
         """Each position's vector turned by complex numbers: channel i is the real part, i + hs/2 the imaginary one."""
         frequencies = c.rope_base ** (-np.arange(0, hs, 2) / hs)
-        z = (x[:, : hs // 2] + 1j * x[:, hs // 2 :]) * np.exp(1j * np.arange(len(x))[:, None] * frequencies)
+        z = (x[:, : hs // 2] + 1j * x[:, hs // 2 :]) * np.exp(
+            1j * np.arange(len(x))[:, None] * frequencies
+        )
         return np.concatenate((z.real, z.imag), axis=-1)
 
     def head(x, start, name):
@@ -76,9 +78,13 @@ def numpy_model(weights, idx, c):
             x = x + weights["wpe.weight"][: len(row)]
         for i in range(c.n_layer):
             x = x + attend(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn")
-            x = x + linear(activate(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")), f"h.{i}.mlp.c_proj")
+            x = x + linear(
+                activate(linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")), f"h.{i}.mlp.c_proj"
+            )
         scores = norm(x, "ln_f") @ weights["wte.weight" if c.tie_embeddings else "lm_head.weight"].T
-        logits.append(c.logit_softcap * np.tanh(scores / c.logit_softcap) if c.logit_softcap else scores)
+        logits.append(
+            c.logit_softcap * np.tanh(scores / c.logit_softcap) if c.logit_softcap else scores
+        )
     return np.stack(logits)
 
 
@@ -141,7 +147,9 @@ def test_rotation_stays_exact_in_a_half_precision_model():
     model = small_model(position="rope", n_embd=32).to(torch.bfloat16)
     assert all("freq" not in name for name, _ in model.named_buffers())
     cos, _ = model_module.rotation(torch.tensor([1001]), 16, 10_000.0)
-    assert cos.dtype == torch.float32 and cos.flatten()[0].item() == pytest.approx(math.cos(1001), abs=1e-6)
+    assert cos.dtype == torch.float32 and cos.flatten()[0].item() == pytest.approx(
+        math.cos(1001), abs=1e-6
+    )
 
 
 def test_grouped_queries_equal_repeated_heads():
@@ -169,7 +177,9 @@ def test_the_soft_cap_bounds_logits_in_training_and_generation_and_keeps_their_o
 
 def test_swiglu_has_about_as_many_parameters_as_gelu():
     for n_embd in (64, 96, 128, 384, 768):
-        gelu, swiglu = (small_model(n_embd=n_embd, mlp=mlp).parameter_count() for mlp in ("gelu", "swiglu"))
+        gelu, swiglu = (
+            small_model(n_embd=n_embd, mlp=mlp).parameter_count() for mlp in ("gelu", "swiglu")
+        )
         assert swiglu == pytest.approx(gelu, rel=0.03)
 
 
@@ -193,7 +203,9 @@ def test_initial_weights_are_as_the_table_says():
 def test_gradient_shows_that_no_position_sees_a_later_one():
     model = small_model()
     seen = []
-    model.wte.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad_()))
+    model.wte.register_forward_hook(
+        lambda module, args, output: seen.append(output.requires_grad_())
+    )
     seen_by = torch.zeros(12, 12)
     for t in range(12):
         logits, _ = model(torch.randint(17, (1, 12)), torch.zeros(1, 12, dtype=torch.long))
@@ -230,7 +242,9 @@ def test_dropout_acts_in_training_and_not_in_evaluation():
 def test_overfits_one_batch():
     model = small_model(n_embd=32)
     x, y = torch.randint(17, (2, 4, 12))
-    x[:, 0] = torch.arange(4)  # or two rows could begin alike and go on differently, which nothing can learn
+    x[:, 0] = torch.arange(
+        4
+    )  # or two rows could begin alike and go on differently, which nothing can learn
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(300):
         loss = model(x, y)[1]
@@ -252,9 +266,14 @@ def test_flops_per_token_equal_what_torch_counts(changes):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = GPT(ModelConfig(block_size=32, vocab_size=96, n_layer=2, n_head=2, n_embd=64, **changes))
+    model = GPT(
+        ModelConfig(block_size=32, vocab_size=96, n_layer=2, n_head=2, n_embd=64, **changes)
+    )
     x, y = torch.randint(96, (2, 4, 32))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the flash kernel is not counted
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # the flash kernel is not counted
         model(x, y)[1].backward()
     assert counter.get_total_flops() / x.numel() == pytest.approx(model.flops_per_token(), rel=0.03)
 
@@ -268,7 +287,10 @@ def test_flops_per_token_equal_what_torch_counts(changes):
         ({"block_size": -1}, "block_size=-1"),
         ({"n_kv_head": 3, "n_head": 4}, "n_kv_head=3 must divide n_head=4: 1, 2, 4"),
         ({"n_kv_head": 0}, "n_kv_head=0 must be at least 1"),
-        ({"position": "rope", "n_embd": 10}, "position=rope turns pairs of channels: n_embd/n_head=5 must be even"),
+        (
+            {"position": "rope", "n_embd": 10},
+            "position=rope turns pairs of channels: n_embd/n_head=5 must be even",
+        ),
         ({"position": "alibi"}, "position=alibi is none of learned, rope"),
         ({"norm": "batch"}, "norm=batch is none of layernorm, rmsnorm"),
         ({"mlp": "relu"}, "mlp=relu is none of gelu, gelu_exact, swiglu, relu2"),

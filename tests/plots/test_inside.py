@@ -21,7 +21,15 @@ from seugpt.plots.style import labels, quoted
 from tests.helpers import perturbed_gpt
 
 SMALL = ModelConfig(block_size=12, vocab_size=20, n_layer=3, n_head=4, n_embd=32)
-LLAMA = replace(SMALL, n_kv_head=2, position="rope", norm="rmsnorm", mlp="swiglu", qk_norm=True, tie_embeddings=False)
+LLAMA = replace(
+    SMALL,
+    n_kv_head=2,
+    position="rope",
+    norm="rmsnorm",
+    mlp="swiglu",
+    qk_norm=True,
+    tie_embeddings=False,
+)
 ARCHITECTURES = [SMALL, replace(SMALL, bias=True, n_kv_head=1, logit_softcap=3.0), LLAMA]
 NAMES = ["learned", "MQA with biases and a cap", "rope, GQA, qk_norm"]
 
@@ -31,14 +39,20 @@ def text(length, vocab_size=20, seed=1):
 
 
 def hooks(model):
-    return [hook for module in model.modules() for hook in (module._forward_pre_hooks or module._forward_hooks)]
+    return [
+        hook
+        for module in model.modules()
+        for hook in (module._forward_pre_hooks or module._forward_hooks)
+    ]
 
 
 @pytest.mark.parametrize("config", ARCHITECTURES, ids=NAMES)
 def test_the_weights_make_the_blocks_own_output(config):
     model, idx, heard = perturbed_gpt(config, std=0.3), torch.stack((text(9), text(9, seed=2))), []
     handles = [
-        block.attn.register_forward_hook(lambda attn, inputs, output: heard.append((attn, *inputs[:2], output)))
+        block.attn.register_forward_hook(
+            lambda attn, inputs, output: heard.append((attn, *inputs[:2], output))
+        )
         for block in model.h
     ]
     weights = inside.attention(model, idx)
@@ -47,7 +61,9 @@ def test_the_weights_make_the_blocks_own_output(config):
     assert len(weights) == len(heard) == config.n_layer
     for w, (attn, x, turn, output) in zip(weights, heard, strict=True):
         v = attn.qkv(x, turn)[2]  # (B, nkv, T, hs)
-        v = torch.stack([v[:, head * config.kv_heads // config.n_head] for head in range(config.n_head)], dim=1)
+        v = torch.stack(
+            [v[:, head * config.kv_heads // config.n_head] for head in range(config.n_head)], dim=1
+        )
         made = attn.c_proj((w @ v).transpose(1, 2).flatten(2))
         torch.testing.assert_close(made, output)
         torch.testing.assert_close(w.sum(dim=-1), torch.ones(2, config.n_head, 9))
@@ -59,23 +75,35 @@ def test_the_weights_are_the_softmax_of_the_products():
     model, ids = perturbed_gpt(SMALL, std=0.3), text(7)
     state = {name: value.double().numpy() for name, value in model.state_dict().items()}
     x = state["wte.weight"][ids] + state["wpe.weight"][:7]
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * state["h.0.ln_1.weight"]
+    x = (
+        (x - x.mean(-1, keepdims=True))
+        / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        * state["h.0.ln_1.weight"]
+    )
     q, k = (x @ state["h.0.attn.c_attn.weight"][part : part + 32].T for part in (0, 32))
     for head in range(4):
         scores = q[:, head * 8 : head * 8 + 8] @ k[:, head * 8 : head * 8 + 8].T / math.sqrt(8)
         weights = np.exp(scores) * np.tril(np.ones((7, 7)))
         expected = weights / weights.sum(-1, keepdims=True)
-        assert inside.attention(model, ids[None])[0][0, head].numpy() == pytest.approx(expected, abs=1e-4)
+        assert inside.attention(model, ids[None])[0][0, head].numpy() == pytest.approx(
+            expected, abs=1e-4
+        )
 
 
 def test_a_summary_is_what_remains_of_each_layer():
-    found = inside.attention(perturbed_gpt(SMALL, std=0.3), text(9)[None], lambda weights: weights.shape)
+    found = inside.attention(
+        perturbed_gpt(SMALL, std=0.3), text(9)[None], lambda weights: weights.shape
+    )
     assert found == [(1, 4, 9, 9)] * 3
 
 
 def test_no_hook_stays():
     model = perturbed_gpt(SMALL, std=0.3)
-    inside.attention(model, text(9)[None]), inside.lens(model, 20, text(9)), inside.surprise(model, text(30))
+    (
+        inside.attention(model, text(9)[None]),
+        inside.lens(model, 20, text(9)),
+        inside.surprise(model, text(30)),
+    )
     with pytest.raises(ValueError, match="do not fit"):
         inside.attention(model, text(13)[None])
     assert hooks(model) == []
@@ -120,7 +148,10 @@ def test_in_a_long_text_each_token_has_half_a_context_before_it(length):
     for t in range(1, length):
         lengths = range(min(t, 6), min(t, 12) + 1)
         with torch.no_grad():
-            alone = [-model(ids[None, t - n : t])[0][0, -1].log_softmax(-1)[ids[t]] / math.log(2) for n in lengths]
+            alone = [
+                -model(ids[None, t - n : t])[0][0, -1].log_softmax(-1)[ids[t]] / math.log(2)
+                for n in lengths
+            ]
         assert min(abs(bits[t] - other) for other in alone) < 1e-4
         if t <= 12:
             assert bits[t] == pytest.approx(alone[-1].item(), abs=1e-4)
@@ -159,7 +190,9 @@ def test_draws_are_next_tokens_in_parts(monkeypatch):
     """A vocabulary of 50,257 times a thousand draws would be 200 MB, so they are drawn in parts."""
     seen = []
     monkeypatch.setattr(
-        inside, "next_token", lambda logits, *rest: seen.append(logits.shape) or next_token(logits, *rest)
+        inside,
+        "next_token",
+        lambda logits, *rest: seen.append(logits.shape) or next_token(logits, *rest),
     )
     counts = inside.draws(torch.zeros(2**20), Sampling(), 10, torch.Generator())
     assert counts.sum() == 10 and seen == [(4, 2**20), (4, 2**20), (2, 2**20)]
@@ -170,7 +203,11 @@ def slow_goals(ids, blank):
     T, found = len(ids), {}
     for i in range(T):
         for j in range(i + 1):
-            named = {"itself": i == j, "the one before": i - j == 1, "the first token": j == 0 and i > 0}
+            named = {
+                "itself": i == j,
+                "the one before": i - j == 1,
+                "the first token": j == 0 and i > 0,
+            }
             named |= {f"{d} back": i - j == d for d in (2, 3, 4)} | {"5 to 8 back": 5 <= i - j <= 8}
             named |= {f"9 to {T - 1} back": i - j >= 9}
             named |= {"the last white space": j < i and blank[j] and not any(blank[j + 1 : i])}
@@ -187,16 +224,18 @@ def slow_goals(ids, blank):
 def test_what_heads_look_at_is_what_the_names_say():
     ids, blank = text(12, 4), text(12, 3, seed=5) == 0
     names, masks = inside.goals(ids[None], blank[None])
-    assert {n: sorted(map(tuple, m.nonzero().tolist())) for n, m in zip(names, masks[0], strict=True)} == {
-        name: sorted(pairs) for name, pairs in slow_goals(ids.tolist(), blank.tolist()).items()
-    }
+    assert {
+        n: sorted(map(tuple, m.nonzero().tolist())) for n, m in zip(names, masks[0], strict=True)
+    } == {name: sorted(pairs) for name, pairs in slow_goals(ids.tolist(), blank.tolist()).items()}
 
 
 def test_distances_leave_nothing_out():
     for T in (*range(1, 40), 1024):
         covered = [d for first, last in inside.distances(T) for d in range(first, last + 1)]
         assert covered == list(range(T))
-        assert len(inside.goals(text(T)[None], text(T)[None] == 0)[0]) == len(inside.distances(T)) + 4
+        assert (
+            len(inside.goals(text(T)[None], text(T)[None] == 0)[0]) == len(inside.distances(T)) + 4
+        )
 
 
 def test_habits_are_the_mean_over_the_tokens_that_have_such_a_place():
@@ -207,20 +246,31 @@ def test_habits_are_the_mean_over_the_tokens_that_have_such_a_place():
         weights = inside.attention(model, ids[None, start : start + 12])
         pairs = slow_goals(ids[start : start + 12].tolist(), blank[start : start + 12].tolist())
         for name, places in pairs.items():
-            sums[name] = sums.get(name, 0) + sum(torch.stack([w[0, :, i, j] for w in weights]) for i, j in places)
+            sums[name] = sums.get(name, 0) + sum(
+                torch.stack([w[0, :, i, j] for w in weights]) for i, j in places
+            )
             evens[name] = evens.get(name, 0) + sum(1 / (i + 1) for i, _ in places)
             counts[name] = counts.get(name, 0) + len({i for i, _ in places})
     assert set(names) == set(sums) and shares.shape == (3, 4, len(names))
     for column, name in enumerate(names):
         torch.testing.assert_close(shares[..., column].float(), sums[name] / counts[name])
         assert even[column].item() == pytest.approx(evens[name] / counts[name])
-    distances = sum(shares[..., names.index(name)] * counts[name] for name in names if name not in inside.OTHERS)
-    torch.testing.assert_close(distances, torch.full((3, 4), 36.0).double())  # each token's shares add up to 1
+    distances = sum(
+        shares[..., names.index(name)] * counts[name] for name in names if name not in inside.OTHERS
+    )
+    torch.testing.assert_close(
+        distances, torch.full((3, 4), 36.0).double()
+    )  # each token's shares add up to 1
 
 
 def test_what_a_text_has_not_has_no_column():
-    names, shares, _ = inside.habits(perturbed_gpt(SMALL, std=0.3), torch.arange(12), torch.zeros(12, dtype=torch.bool))
-    assert not {"the last white space", "the same token", "what came after it"} & set(names) and shares.isfinite().all()
+    names, shares, _ = inside.habits(
+        perturbed_gpt(SMALL, std=0.3), torch.arange(12), torch.zeros(12, dtype=torch.bool)
+    )
+    assert (
+        not {"the last white space", "the same token", "what came after it"} & set(names)
+        and shares.isfinite().all()
+    )
 
 
 def test_lines_end_where_the_text_says_so():
@@ -234,10 +284,14 @@ def test_lines_end_between_words(cut):
     tokens = [words[i : i + cut].encode() for i in range(0, len(words), cut)]
     texts = [token.decode() for token in tokens]
     places, lines = lay_out(tokens, texts), {}
-    assert max(column + len(text) for (_, column), text in zip(places, texts, strict=True)) <= COLUMNS
+    assert (
+        max(column + len(text) for (_, column), text in zip(places, texts, strict=True)) <= COLUMNS
+    )
     for (line, column), text in zip(places, texts, strict=True):
         lines[line] = lines.get(line, "") + text
-        assert len(lines[line]) == column + len(text)  # nothing lies on another, and there is no hole
+        assert len(lines[line]) == column + len(
+            text
+        )  # nothing lies on another, and there is no hole
     assert "".join(lines.values()) == words and len(lines) > 3
     if cut == 1:
         assert all(line.endswith(" ") for line in list(lines.values())[:-1])
@@ -251,7 +305,10 @@ def test_a_word_longer_than_a_line_is_cut():
 def test_labels_and_quotes_keep_their_length():
     tokenizer = bpe_tokenizer([bytes([n]) for n in range(256)] + [b" the", b"abcdefgh"])
     assert labels(tokenizer, torch.tensor([10, 256, 257]), longest=6) == ["↵", "␣the", "abcde…"]
-    assert quoted(["␣the", "↵", "x" * 9], 7) == "“ the↵x…”" and quoted(["abc", "def"], 4, end=True) == "“…def”"
+    assert (
+        quoted(["␣the", "↵", "x" * 9], 7) == "“ the↵x…”"
+        and quoted(["abc", "def"], 4, end=True) == "“…def”"
+    )
 
 
 CHARS = "\n !$\\^_{}abcdefghijklmnopqrstuvwxyzáçãé🦜"
@@ -262,7 +319,9 @@ def save(folder, config, tokenizer):
     Path(folder).mkdir()
     model = perturbed_gpt(replace(config, vocab_size=tokenizer.vocab_size + 3), std=0.3)  # padded
     content = {"model": model.state_dict(), "model_config": vars(model.config), "train_config": {}}
-    checkpoint.save(f"{folder}/best.pt", content | {"tokenizer": tokenizer.spec(), "step": 1, "val_loss": 2.0})
+    checkpoint.save(
+        f"{folder}/best.pt", content | {"tokenizer": tokenizer.spec(), "step": 1, "val_loss": 2.0}
+    )
 
 
 @pytest.fixture
@@ -270,7 +329,9 @@ def models(workspace):
     save("chars", SMALL, CharTokenizer(CHARS))
     save("bpe", LLAMA, BPE)
     save("one", replace(SMALL, n_layer=1, n_head=1, block_size=1), CharTokenizer("ab"))
-    Path("long.txt").write_text("o menino não é $x_{1}^\\frac$; \n\n🦜 ação\n" * 40, encoding="utf-8")
+    Path("long.txt").write_text(
+        "o menino não é $x_{1}^\\frac$; \n\n🦜 ação\n" * 40, encoding="utf-8"
+    )
     Path("chars.txt").write_text("o $x_{a}^\\frac$ menino e \n\n🦜 maçã\n" * 40, encoding="utf-8")
     return workspace
 
@@ -310,7 +371,9 @@ def test_a_folder_of_hugging_face_is_looked_into(models):
     export.main(["--out_dir=ours", "--to=hf"])
     for source in ("ours", "hf"):
         visualize.main(["lens", source, "--text=o menino", f"--to={source}.svg"])
-    first, second = (re.sub("<dc:date>.*", "", Path(f"{source}.svg").read_text()) for source in ("ours", "hf"))
+    first, second = (
+        re.sub("<dc:date>.*", "", Path(f"{source}.svg").read_text()) for source in ("ours", "hf")
+    )
     assert first == second
 
 

@@ -31,7 +31,9 @@ def once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        Path("tiny.txt").write_text("o menino viu a maçã 123 e não comeu; \n" * 150, encoding="utf-8")
+        Path("tiny.txt").write_text(
+            "o menino viu a maçã 123 e não comeu; \n" * 150, encoding="utf-8"
+        )
         prepare.main(["tiny", "--input=tiny.txt"])
         train.main([f"--{name}={value}" for name, value in {**RUN, "snapshot_interval": 3}.items()])
     return folder
@@ -66,11 +68,15 @@ def test_smoothing_is_the_mean_of_neighbours():
     values = np.random.default_rng(0).normal(size=100)
     reach = [min(3, i, 99 - i) for i in range(100)]
     expected = [values[i - r : i + r + 1].mean() for i, r in enumerate(reach)]
-    assert smooth(values) == pytest.approx(expected) and smooth(values[:1]) == pytest.approx(values[:1])
+    assert smooth(values) == pytest.approx(expected) and smooth(values[:1]) == pytest.approx(
+        values[:1]
+    )
 
 
 def test_a_run_is_placed_by_steps_tokens_and_seconds():
-    lines = [{"step": step, "loss": 1.0, "step_ms": 500.0, "tokens_per_s": 64.0} for step in (0, 10, 20)]
+    lines = [
+        {"step": step, "loss": 1.0, "step_ms": 500.0, "tokens_per_s": 64.0} for step in (0, 10, 20)
+    ]
     run = to_run("x", [*lines, None, {"step": 15, "val_loss": 2.0, "train_loss": 2.0}])
     assert list(run.batches["step"]) == [0, 10, 20] and list(run.evaluations["val_loss"]) == [2.0]
     assert list(run.at("step", np.array([15]))) == [15]
@@ -79,21 +85,33 @@ def test_a_run_is_placed_by_steps_tokens_and_seconds():
 
 
 def test_columns_have_gaps_where_a_line_has_no_value():
-    run = to_run("x", [{"step": 0, "loss": 3.0}, {"step": 1, "loss": 2.0, "mfu": 0.5}, {"step": 2, "loss": 1.0}])
+    run = to_run(
+        "x",
+        [{"step": 0, "loss": 3.0}, {"step": 1, "loss": 2.0, "mfu": 0.5}, {"step": 2, "loss": 1.0}],
+    )
     assert run.batches["mfu"] == pytest.approx([math.nan, 0.5, math.nan], nan_ok=True)
     assert list(to_run("x", [{"step": 0, "loss": math.inf}]).batches["step"]) == []
 
 
 def test_a_rising_validation_loss_is_called_overfitting():
     def of(*values):
-        return summary(to_run("x", [{"step": i, "train_loss": 1.0, "val_loss": v} for i, v in enumerate(values)]))
+        return summary(
+            to_run(
+                "x", [{"step": i, "train_loss": 1.0, "val_loss": v} for i, v in enumerate(values)]
+            )
+        )
 
     assert of(3.0, 2.0, 2.01) == "best validation loss 2.0000 at step 1"
-    assert of(3.0, 2.0, 2.5) == "best validation loss 2.0000 at step 1; from there on it rises, to 2.5000: overfitting"
+    assert (
+        of(3.0, 2.0, 2.5)
+        == "best validation loss 2.0000 at step 1; from there on it rises, to 2.5000: overfitting"
+    )
 
 
 def test_losses_can_be_drawn_of_many_lines(workspace):
-    lines = ({"step": n, "loss": 5 / (n + 1), "step_ms": 1.0, "tokens_per_s": 9.0} for n in range(50_000))
+    lines = (
+        {"step": n, "loss": 5 / (n + 1), "step_ms": 1.0, "tokens_per_s": 9.0} for n in range(50_000)
+    )
     losses("x.png", [to_run("long", lines)], "seconds")
     assert Path("x.png").stat().st_size < 200_000
 
@@ -104,12 +122,16 @@ def test_components_are_those_of_the_covariance():
     for column, vector in zip(components(table).T, vectors.T[::-1], strict=False):
         assert abs(column @ vector) == pytest.approx(1) and column[np.abs(column).argmax()] > 0
     _, names = project(table, "pca")
-    assert names[0] == f"first principal component ({values[-1] / values.sum():.0%} of the variance)"
+    assert (
+        names[0] == f"first principal component ({values[-1] / values.sum():.0%} of the variance)"
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 1), (1, 1), (2, 2)])
 def test_a_table_of_almost_nothing_still_has_two_dimensions(shape):
-    assert np.isfinite(project(np.ones(shape), "pca")[0]).all() and components(np.ones(shape)).shape == (shape[1], 2)
+    assert np.isfinite(project(np.ones(shape), "pca")[0]).all() and components(
+        np.ones(shape)
+    ).shape == (shape[1], 2)
 
 
 def test_aligning_undoes_a_turn_and_a_mirror():
@@ -136,8 +158,12 @@ def test_tokens_on_a_picture_can_be_written():
     assert rows == [0, 2, 3] and tokens == [b"a", b"\n", b"b"]
     ranks = [bytes([n]) for n in range(256)] + [b"th", b" th", "ção".encode(), b"\xc3\xa7\xc3"]
     tokens, rows = token_rows(bpe_tokenizer(ranks))
-    assert rows[-4:-1] == [256, 257, 258] and b"\xff" not in tokens and b"\xc3\xa7\xc3" not in tokens
-    assert b"a" in tokens and b" " in tokens and not {b"#", b"\t"} & set(tokens)  # which a text may never have had
+    assert (
+        rows[-4:-1] == [256, 257, 258] and b"\xff" not in tokens and b"\xc3\xa7\xc3" not in tokens
+    )
+    assert (
+        b"a" in tokens and b" " in tokens and not {b"#", b"\t"} & set(tokens)
+    )  # which a text may never have had
 
 
 def test_highlights_are_characters_ranges_and_positions():
@@ -149,7 +175,10 @@ def test_highlights_are_characters_ranges_and_positions():
     assert [rows for _, _, rows in highlighted(["12-14", "3", "14-99"], places, "positions")] == [
         [12, 13, 14], [3], [14, 15],
     ]  # fmt: skip
-    for of, text, message in (("tokens", "q", "names no token"), ("positions", "99", "positions are 0 to 15")):
+    for of, text, message in (
+        ("tokens", "q", "names no token"),
+        ("positions", "99", "positions are 0 to 15"),
+    ):
         with pytest.raises(ConfigError, match=message):
             highlighted([text], places, of)
 
@@ -207,7 +236,10 @@ def test_tsne_draws(trained):
 def test_a_picture_is_the_same_twice(trained):
     for name in ("a.svg", "b.svg"):
         draw("loss", "out", f"--to={name}")
-    dates = [[line for line in Path(f"{n}.svg").read_text().splitlines() if "<dc:date>" not in line] for n in "ab"]
+    dates = [
+        [line for line in Path(f"{n}.svg").read_text().splitlines() if "<dc:date>" not in line]
+        for n in "ab"
+    ]
     assert dates[0] == dates[1]
 
 
@@ -231,7 +263,13 @@ def test_what_cannot_be_drawn_is_one_message(trained, run, refused, monkeypatch,
     Path("empty").mkdir()
     Path("empty/metrics.jsonl").write_text("{}\n")
     if {"plain", "damaged", "turned"} & set(argv):
-        changes = {"snapshot_interval": 5} if "damaged" in argv else {"position": "rope"} if "turned" in argv else {}
+        changes = (
+            {"snapshot_interval": 5}
+            if "damaged" in argv
+            else {"position": "rope"}
+            if "turned" in argv
+            else {}
+        )
         train.main(run(out_dir=argv[1], max_iters=5, **changes))
         if "damaged" in argv:
             Path("damaged/snapshots/00000005.npz").write_bytes(b"PK")

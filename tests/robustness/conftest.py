@@ -27,5 +27,7 @@ def sound_files(made_files, workspace, monkeypatch):
     vocabulary = CharTokenizer("".join(chr(200 + i) for i in range(20)))
     for module in (seugpt.data.tokenizer, prepare):
         monkeypatch.setattr(module, "gpt2_tokenizer", lambda: vocabulary)
-    monkeypatch.setattr(curves, "losses", lambda path, runs: None)  # a tenth of a second, and not read here
+    monkeypatch.setattr(
+        curves, "losses", lambda path, runs: None
+    )  # a tenth of a second, and not read here
     return workspace

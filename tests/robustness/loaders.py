@@ -45,17 +45,32 @@ def make_files():
     Path("sharded/model.safetensors").unlink()
     places = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
     for file in set(places.values()):
-        save_file({name: tensors[name] for name in tensors if places[name] == file}, f"sharded/{file}")
-    Path("sharded/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        save_file(
+            {name: tensors[name] for name in tensors if places[name] == file}, f"sharded/{file}"
+        )
+    Path("sharded/model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places})
+    )
     shutil.copytree("data/tiny", "data/ranks")
     meta = json.loads(Path("data/ranks/meta.json").read_text(encoding="utf-8"))
     bpe = bpe_tokenizer([bytes([i]) for i in range(256)] + [b"ab", b"abc"])
     spec = {"tokenizer": bpe.spec(), "vocab_size": bpe.vocab_size}
     Path("data/ranks/meta.json").write_text(json.dumps({**meta, **spec}), encoding="utf-8")
     for name, change in {"foreign": {"normalizer": {"type": "Lowercase"}}, "merged": {}}.items():
-        content = json.loads(bpe.json() if name == "merged" else Path("hf/tokenizer.json").read_text(encoding="utf-8"))
+        content = json.loads(
+            bpe.json()
+            if name == "merged"
+            else Path("hf/tokenizer.json").read_text(encoding="utf-8")
+        )
         content |= (
-            {"decoder": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never", "split": True}}
+            {
+                "decoder": {
+                    "type": "Metaspace",
+                    "replacement": "_",
+                    "prepend_scheme": "never",
+                    "split": True,
+                }
+            }
             if change
             else {}
         )
@@ -82,7 +97,10 @@ def write_out(source):
 def resume(source):
     """One step more, as train.py makes it."""
     given = train.Options(
-        ["--init_from=resume", "--out_dir=out", "--max_iters=3"], train.ModelConfig, train.TrainConfig, description=""
+        ["--init_from=resume", "--out_dir=out", "--max_iters=3"],
+        train.ModelConfig,
+        train.TrainConfig,
+        description="",
     )
     train.train(*train.resolve(given))
 

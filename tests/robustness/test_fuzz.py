@@ -28,7 +28,10 @@ from tests.robustness.loaders import (
     write_out,
 )
 
-SECONDS, BYTES = 20, 2**30  # one damaged file may take so long, and all of a case so much more memory
+SECONDS, BYTES = (
+    20,
+    2**30,
+)  # one damaged file may take so long, and all of a case so much more memory
 DEEP = "<deep nesting>"  # becomes brackets in the text: json.dumps would not write so many
 WRONG = (None, True, False, 0, -1, 3, 2**31, 2**63, 10**12, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "x",
          "cpu", "../x", "\0", "\ud800", "é" * 999, DEEP, [], [0], {}, {"a": 1}, {"kind": "char"}, [[1]])  # fmt: skip
@@ -99,12 +102,16 @@ def mutate_lines(dice, content):
 def wrong_tensor(dice, value):
     """A tensor that no run writes in this place, or any other wrong value."""
     if not isinstance(value, torch.Tensor) or dice.random() < 0.1:
-        return dice.choice([*WRONG, torch.tensor(2.5), torch.zeros(0), torch.zeros(1, dtype=torch.uint8)])
+        return dice.choice(
+            [*WRONG, torch.tensor(2.5), torch.zeros(0), torch.zeros(1, dtype=torch.uint8)]
+        )
     if value.is_quantized or value.is_sparse or value.is_meta:  # by the mutation before
         return value
     floating = value.float()
     changes = [
-        lambda: value.to(dice.choice([torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64])),
+        lambda: value.to(
+            dice.choice([torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64])
+        ),
         lambda: value.flatten() if value.dim() > 1 else value[None],
         lambda: value[:-1] if value.dim() else value[None],
         lambda: torch.cat((floating, floating)) if value.dim() else floating.expand(3),
@@ -132,8 +139,16 @@ def mutate_safetensors(dice, content, path):
     tensors = load_file(path.with_suffix(".whole"))
     name = dice.choice(list(tensors))
     value = wrong_tensor(dice, tensors.pop(name))
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu":
-        value = torch.zeros(3) if value.is_quantized or value.numel() > 10**6 else value.detach().clone().contiguous()
+    if (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    ):
+        value = (
+            torch.zeros(3)
+            if value.is_quantized or value.numel() > 10**6
+            else value.detach().clone().contiguous()
+        )
         tensors[dice.choice([name, name, name, "x"])] = value
     save_file(tensors, path)
     return path.read_bytes()
@@ -173,7 +188,15 @@ def outcome(load, argument, path):
     except KNOWN_ERRORS as error:
         # What is sound in itself may not fit the data or the machine, lead to a loss of NaN, or have no place in
         # transformers.
-        names = {path.name, str(path.parent), argument, "data/", "device=", "tuned", "cannot express this model"}
+        names = {
+            path.name,
+            str(path.parent),
+            argument,
+            "data/",
+            "device=",
+            "tuned",
+            "cannot express this model",
+        }
         fault = None if any(name in str(error) for name in names) else f"no file is named: {error}"
     except BaseException as error:
         fault = f"{type(error).__name__}: {error}"
@@ -205,7 +228,10 @@ def test_the_sound_file_is_loaded(sound_files, name):
 def test_damage_is_loaded_or_refused_by_name(sound_files, name, count, capsys):
     file, load, argument, mutations = CASES[name]
     path, faults, before = Path(file), [], peak_memory()
-    whole, others = path.read_bytes(), {other: other.read_bytes() for other in Path("out").iterdir()}
+    whole, others = (
+        path.read_bytes(),
+        {other: other.read_bytes() for other in Path("out").iterdir()},
+    )
     for mutate in mutations:
         for number in range(count):
             dice = random.Random(f"{file} {mutate.__name__} {number}")
@@ -232,7 +258,10 @@ def test_weights_that_are_no_plain_numbers_are_refused_by_name(sound_files, wron
     content = torch.load("out/best.pt", weights_only=True)
     content["model"][name] = wrong(content["model"]["wte.weight"])
     torch.save(content, "out/best.pt")
-    with pytest.raises(CheckpointError, match=rf"out/best\.pt: .*{name} is no plain array of floating-point numbers"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"out/best\.pt: .*{name} is no plain array of floating-point numbers",
+    ):
         speak("out/best.pt")
 
 
@@ -242,7 +271,10 @@ def test_weights_that_are_no_plain_numbers_are_refused_by_name(sound_files, wron
 ])  # fmt: skip
 def test_sizes_beyond_all_measure_take_neither_time_nor_memory(sound_files, change):
     content = torch.load("out/best.pt", weights_only=True)
-    torch.save({**content, "model_config": {**content["model_config"], "position": "learned", **change}}, "out/best.pt")
+    torch.save(
+        {**content, "model_config": {**content["model_config"], "position": "learned", **change}},
+        "out/best.pt",
+    )
     before, start = peak_memory(), time.perf_counter()
     with pytest.raises(CheckpointError, match=r"out/best\.pt"):
         speak("out/best.pt")

@@ -29,7 +29,9 @@ def test_memory_and_file_handles_stay_flat(tiny, run):
         if evaluated and (memory := re.search(r"VmRSS:\s+(\d+)", status)):
             measured.setdefault(int(evaluated[-1]), []).append((int(memory[1]), files))
     assert process.wait() == 0
-    resident = {step: max(memory for memory, _ in values) / 1024 for step, values in measured.items()}
+    resident = {
+        step: max(memory for memory, _ in values) / 1024 for step, values in measured.items()
+    }
     files = {step: max(files for _, files in values) for step, values in measured.items()}
     for step in sorted(resident):
         print(f"after step {step:6,}: {resident[step]:7.1f} MB resident, {files[step]} open files")

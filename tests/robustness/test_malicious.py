@@ -15,7 +15,15 @@ import torch
 
 from seugpt.data.dataset import Dataset
 from tests.helpers import ROOT
-from tests.robustness.loaders import KNOWN_ERRORS, draw_logged, fine_tune, resume, speak, take_batches, take_tokenizer
+from tests.robustness.loaders import (
+    KNOWN_ERRORS,
+    draw_logged,
+    fine_tune,
+    resume,
+    speak,
+    take_batches,
+    take_tokenizer,
+)
 
 TEXTS = ("__import__('os').mkdir('executed')", "os.mkdir('executed')", "cos\nmkdir\n(Vexecuted\ntR.",
          "{{ ''.__class__.__mro__ }}", "!!python/object/apply:os.mkdir ['executed']", "$(mkdir executed)")  # fmt: skip
@@ -110,12 +118,18 @@ def test_a_payload_among_sound_things_is_refused_and_not_run(sound_files, where)
         assert not list(Path().rglob("executed")), key
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin", "pytorch_model-00001-of-00001.bin"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.bin", "pytorch_model-00001-of-00001.bin"]
+)
 def test_the_pickles_of_a_hugging_face_folder_are_never_read(sound_files, name):
     Path("hf/model.safetensors").unlink()
     Path("hf", name).write_bytes(zipped({"model": Payload()}))
-    Path("hf/pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
-    with pytest.raises(KNOWN_ERRORS, match=r"hf has no model.safetensors; other forms, .* are never read"):
+    Path("hf/pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": {"wte.weight": name}})
+    )
+    with pytest.raises(
+        KNOWN_ERRORS, match=r"hf has no model.safetensors; other forms, .* are never read"
+    ):
         speak("hf")
     index = {"weight_map": {"model.norm.weight": name}}
     Path("hf/model.safetensors.index.json").write_text(json.dumps(index))
@@ -130,7 +144,13 @@ def test_what_lies_beside_our_own_files_is_left_alone(sound_files):
     Path("data/tiny/meta.pkl").write_bytes(pickle.dumps(Payload()))
     assert Dataset("data/tiny").tokenizer.spec() == before
     for folder in ("hf", "data/tiny", "out"):
-        for name in ("modeling_llama.py", "sitecustomize.py", "conftest.py", "config.py", "tokenizer.py"):
+        for name in (
+            "modeling_llama.py",
+            "sitecustomize.py",
+            "conftest.py",
+            "config.py",
+            "tokenizer.py",
+        ):
             Path(folder, name).write_text("import os\nos.mkdir('executed')\n")
     for argument in ("hf", "out"):
         speak(argument)
@@ -150,7 +170,9 @@ def with_text(value, text):
     """Every text in a JSON value replaced, one at a time."""
     if isinstance(value, str):
         yield text
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+    for key in (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    ):
         for changed in with_text(value[key], text):
             result = value.copy()
             result[key] = changed
@@ -185,7 +207,11 @@ def test_code_in_metrics_is_a_damaged_line(sound_files, line):
 def test_a_name_in_the_index_does_not_lead_out_of_the_folder(sound_files):
     shutil.copy("sharded/model-0.safetensors", "outside.safetensors")
     whole = json.loads(Path("sharded/model.safetensors.index.json").read_text(encoding="utf-8"))
-    for name in ("../outside.safetensors", str(Path("outside.safetensors").absolute()), "..\\outside.safetensors"):
+    for name in (
+        "../outside.safetensors",
+        str(Path("outside.safetensors").absolute()),
+        "..\\outside.safetensors",
+    ):
         content = {**whole, "weight_map": dict.fromkeys(whole["weight_map"], name)}
         Path("sharded/model.safetensors.index.json").write_text(json.dumps(content))
         with pytest.raises(KNOWN_ERRORS, match="is not a plain name in this folder"):
@@ -193,7 +219,17 @@ def test_a_name_in_the_index_does_not_lead_out_of_the_folder(sound_files):
 
 
 # What turns data into code, and where it may stand: config files are Python, and documented to be.
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "code"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "yaml",
+    "code",
+}
 FORBIDDEN_CALLS = {"eval", "exec", "execfile", "compile"}
 ALLOWED = {("seugpt/cli/options.py", "exec"), ("seugpt/cli/options.py", "compile")}
 
@@ -206,14 +242,19 @@ def dangers(source):
             names = imported if isinstance(node, ast.Import) else [node.module or ""]
             if names == ["pickle"] and imported == ["dumps"]:  # writing runs nothing
                 continue
-            yield from ((name, node.lineno) for name in names if name.split(".")[0] in FORBIDDEN_MODULES)
+            yield from (
+                (name, node.lineno) for name in names if name.split(".")[0] in FORBIDDEN_MODULES
+            )
         if not isinstance(node, ast.Call):
             continue
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         if isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
             yield node.func.id, node.lineno
         called = ast.unparse(node.func)
-        safe = isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True
+        safe = (
+            isinstance(keywords.get("weights_only"), ast.Constant)
+            and keywords["weights_only"].value is True
+        )
         if called == "torch.load" and not safe:
             yield "torch.load", node.lineno
         if called.startswith(("np.", "numpy.")) and "allow_pickle" in keywords:

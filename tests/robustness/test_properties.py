@@ -51,7 +51,11 @@ class Anything:
 
 def values(kind, positive):
     """Values of an option's type; positive: those that an option with limits takes, too."""
-    parts, origin, limits = typing.get_args(kind), typing.get_origin(kind), (0, 1) if positive else (None, None)
+    parts, origin, limits = (
+        typing.get_args(kind),
+        typing.get_origin(kind),
+        (0, 1) if positive else (None, None),
+    )
     if origin is Literal:
         return st.sampled_from(parts)
     if origin is tuple:
@@ -60,7 +64,13 @@ def values(kind, positive):
         return st.one_of(*(values(part, positive) for part in parts))
     return {
         int: st.integers(1 if positive else -(2**53), 2**53),
-        float: st.floats(*limits, exclude_min=positive, exclude_max=positive, allow_nan=False, allow_infinity=False),
+        float: st.floats(
+            *limits,
+            exclude_min=positive,
+            exclude_max=positive,
+            allow_nan=False,
+            allow_infinity=False,
+        ),
         bool: st.booleans(),
         str: words.filter(len) if positive else words,
         type(None): st.none(),
@@ -68,10 +78,14 @@ def values(kind, positive):
 
 
 def instances(cls, positive):
-    return st.builds(cls, **{name: values(kind, positive) for name, (kind, _) in option_types(cls).items()})
+    return st.builds(
+        cls, **{name: values(kind, positive) for name, (kind, _) in option_types(cls).items()}
+    )
 
 
-configs = st.one_of(instances(Anything, False), instances(TrainConfig, True), instances(Sampling, True))
+configs = st.one_of(
+    instances(Anything, False), instances(TrainConfig, True), instances(Sampling, True)
+)
 
 
 def parsed(cls, *argv):
@@ -135,8 +149,12 @@ def test_any_arguments_are_options_or_a_message(workspace, capsys, argv):
         assert isinstance(model_config, ModelConfig) and isinstance(options, TrainConfig)
 
 
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), any_text, st.binary())
-objects = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(scalars, inner) | st.tuples(inner))
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), any_text, st.binary()
+)
+objects = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(scalars, inner) | st.tuples(inner)
+)
 
 
 @any_input
@@ -155,13 +173,19 @@ def tokenizers():
     """Those for any text: trained here; from its own tokenizer.json; byte-level and sentencepiece's, run as is."""
     bpe = train_bpe([TEXT * 3], 320)
     specs = {"bpe": bpe.spec(), "ours from JSON": spec_of(bpe.json())}
-    specs |= {"llama 3": spec_of(llama3_like().to_str()), "llama 2": spec_of(llama2_like().to_str())}
+    specs |= {
+        "llama 3": spec_of(llama3_like().to_str()),
+        "llama 2": spec_of(llama2_like().to_str()),
+    }
     assert [spec["kind"] for spec in specs.values()] == ["bpe", "bpe", "huggingface", "huggingface"]
     return {name: load_tokenizer(spec) for name, spec in specs.items()}
 
 
 pieces = st.lists(
-    st.sampled_from([END_OF_TEXT, " ", "\n", "maçã", "'ll", "<s>", "<0x41>", "\u0301", "👩‍👩‍👧", "\r\n"]) | texts
+    st.sampled_from(
+        [END_OF_TEXT, " ", "\n", "maçã", "'ll", "<s>", "<0x41>", "\u0301", "👩‍👩‍👧", "\r\n"]
+    )
+    | texts
 )
 
 
@@ -182,13 +206,17 @@ def test_a_text_survives_in_its_own_characters(chars, data):
     tokenizer = CharTokenizer("".join(sorted(chars)))
     text = data.draw(st.text(st.sampled_from(sorted(chars))))
     ids = tokenizer.encode(text)
-    assert len(ids) == len(text) and decode(tokenizer, ids) == text == streamed(tokenizer, ids.tolist())
+    assert len(ids) == len(text) and decode(tokenizer, ids) == text == streamed(
+        tokenizer, ids.tolist()
+    )
     assert load_tokenizer(spec_of(tokenizer.json())).chars == tokenizer.chars
 
 
 def streamed(tokenizer, ids, stop=()):
     stream = TextStream(tokenizer, stop)
-    return "".join(stream.feed(token, last=number == len(ids)) for number, token in enumerate(ids, start=1))
+    return "".join(
+        stream.feed(token, last=number == len(ids)) for number, token in enumerate(ids, start=1)
+    )
 
 
 @any_input
@@ -201,4 +229,6 @@ def test_a_stream_shows_what_decoding_at_once_shows(tokenizers, data):
         assert streamed(tokenizer, ids) == text
         start = data.draw(st.integers(0, len(text)), label="start of the stop text")
         stop = text[start : start + data.draw(st.integers(1, 4), label="its length")]
-        assert streamed(tokenizer, ids, (stop,) if stop else ()) == (text.partition(stop)[0] if stop else text)
+        assert streamed(tokenizer, ids, (stop,) if stop else ()) == (
+            text.partition(stop)[0] if stop else text
+        )

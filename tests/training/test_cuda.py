@@ -30,7 +30,13 @@ def losses(out_dir):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_it_learns_in_each_number_format(tiny, run, dtype, compiled, optimizer):
-    options = {"device": "cuda", "dtype": dtype, "compile": compiled, "optimizer": optimizer, "max_iters": 60}
+    options = {
+        "device": "cuda",
+        "dtype": dtype,
+        "compile": compiled,
+        "optimizer": optimizer,
+        "max_iters": 60,
+    }
     train.main(run(**options, lr_decay_iters=60, position="rope", tie_embeddings=False))
     assert "torch.compile failed" not in Path("out", "training.log").read_text(encoding="utf-8")
     content = checkpoint.load("out/best.pt")
@@ -70,13 +76,35 @@ def test_one_rank_on_nccl_has_the_gradients_of_none(tmp_path):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype, optimizer", [("float32", "adamw"), ("bfloat16", "adamw"), ("bfloat16", "muon")])
+@pytest.mark.parametrize(
+    "dtype, optimizer", [("float32", "adamw"), ("bfloat16", "adamw"), ("bfloat16", "muon")]
+)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_reported_memory_is_what_a_run_allocates(tiny, run, dtype, optimizer, accumulation):
     """Within a fifth: kernels and torch's allocator take some of their own."""
-    shape = {"n_layer": 4, "n_head": 8, "n_embd": 512, "block_size": 256, "vocab_size": 8000, "batch_size": 16}
-    shape |= {"gradient_accumulation_steps": accumulation, "position": "rope", "mlp": "swiglu", "dropout": 0.1}
-    argv = run(device="cuda", dtype=dtype, optimizer=optimizer, max_iters=2, eval_interval=100, eval_iters=1, **shape)
+    shape = {
+        "n_layer": 4,
+        "n_head": 8,
+        "n_embd": 512,
+        "block_size": 256,
+        "vocab_size": 8000,
+        "batch_size": 16,
+    }
+    shape |= {
+        "gradient_accumulation_steps": accumulation,
+        "position": "rope",
+        "mlp": "swiglu",
+        "dropout": 0.1,
+    }
+    argv = run(
+        device="cuda",
+        dtype=dtype,
+        optimizer=optimizer,
+        max_iters=2,
+        eval_interval=100,
+        eval_iters=1,
+        **shape,
+    )
     config, options = Options(argv, ModelConfig, TrainConfig, description="").build()
     device = torch.device("cuda", 0)
     counted = count_memory(config, options, device, getattr(torch, dtype), accumulation, 16)["peak"]

@@ -14,7 +14,9 @@ from seugpt.errors import ConfigError
 from seugpt.training.distributed import Ranks, connected
 from tests.helpers import ROOT, logged_values, torchrun
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
 
 
 @pytest.mark.parametrize("accumulation, optimizer", [(4, "adamw"), (1, "muon")])
@@ -38,9 +40,13 @@ def test_two_ranks_resume_bit_for_bit_with_each_ranks_dropout(tiny, run):
     result = torchrun("--init_from=resume", "--out_dir=parts", "--max_iters=10")
     assert result.returncode == 0, result.stderr
     assert logged_values("whole", "loss") == logged_values("parts", "loss")
-    whole, parts = (checkpoint.load(f"{name}/latest.pt", checkpoint.TO_RESUME) for name in ("whole", "parts"))
+    whole, parts = (
+        checkpoint.load(f"{name}/latest.pt", checkpoint.TO_RESUME) for name in ("whole", "parts")
+    )
     assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
-    assert len(whole["generators"]) == 2 and not torch.equal(*(g["cpu"] for g in whole["generators"]))
+    assert len(whole["generators"]) == 2 and not torch.equal(
+        *(g["cpu"] for g in whole["generators"])
+    )
 
 
 def test_two_ranks_that_resume_run_out_of_patience_together(tiny, run):
@@ -71,7 +77,9 @@ def test_processes_started_anew_do_not_meet_the_addresses_of_the_dead(monkeypatc
     """torchrun's store outlives them. The run with a killed rank fails by it in one of a few tries alone."""
     stores, of_torchrun = [], torch.distributed.HashStore()
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(of_torchrun, 0, 1)]))
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, store, **more: stores.append(store))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *_, store, **more: stores.append(store)
+    )
     for attempt in "01":
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
         with connected("gloo"):
@@ -86,12 +94,16 @@ def test_ranks_that_begin_at_different_steps_do_not_begin(tiny, run, init_from):
     if init_from == "resume":
         train.main(run(out_dir="out-1", max_iters=2))
     Path("apart.py").write_text(
-        "import os, sys, train\ntrain.main([*sys.argv[1:], '--out_dir=out-' + os.environ['RANK']])", encoding="utf-8"
+        "import os, sys, train\ntrain.main([*sys.argv[1:], '--out_dir=out-' + os.environ['RANK']])",
+        encoding="utf-8",
     )
     result = torchrun(*run(init_from=init_from), script="apart.py")
     theirs = 2 if init_from == "resume" else None
     assert result.returncode != 0 and "rank 0: {'step': 5, 'data': " in result.stderr
-    assert f"rank 1: {{'step': {theirs}, 'data': " in result.stderr and "Copy latest.pt and data/" in result.stderr
+    assert (
+        f"rank 1: {{'step': {theirs}, 'data': " in result.stderr
+        and "Copy latest.pt and data/" in result.stderr
+    )
     assert checkpoint.load("out-0/latest.pt")["step"] == 5
 
 
@@ -113,7 +125,9 @@ def test_an_environment_that_is_not_torchruns_is_named(monkeypatch, changed):
         monkeypatch.setenv(variable, text)
     with pytest.raises(ConfigError) as error:
         Ranks.from_environment()
-    assert (changed if value else f"no {name}") in str(error.value) and str(error.value).endswith("unset WORLD_SIZE")
+    assert (changed if value else f"no {name}") in str(error.value) and str(error.value).endswith(
+        "unset WORLD_SIZE"
+    )
 
 
 def test_torchruns_environment_is_read(monkeypatch):
@@ -127,7 +141,9 @@ def test_torchruns_environment_is_read(monkeypatch):
 
 @pytest.mark.skipif(torch.distributed.is_mpi_available(), reason="this torch has MPI")
 def test_a_backend_that_torch_was_built_without_is_refused():
-    with pytest.raises(ConfigError, match="backend=mpi is not in this build of torch; use --backend=auto"):
+    with pytest.raises(
+        ConfigError, match="backend=mpi is not in this build of torch; use --backend=auto"
+    ):
         Ranks(rank=0, world_size=2).backend("mpi", torch.device("cpu"))
 
 
@@ -141,13 +157,19 @@ def test_a_mistake_that_one_rank_makes_is_said_with_its_rank(workspace, rank):
         "    time.sleep(60)",
         encoding="utf-8",
     )
-    words = "script.py: the disk is gone\n" if rank == 0 else "script.py: rank 1: the disk is gone\n"
+    words = (
+        "script.py: the disk is gone\n" if rank == 0 else "script.py: rank 1: the disk is gone\n"
+    )
     assert torchrun(script="script.py").stderr.count(words) == 1
 
 
 def test_a_stray_rank_in_the_environment_does_not_silence_a_message(workspace):
     """LOCAL_RANK=1, left by a torchrun of before, did."""
-    stray = {"LOCAL_RANK": "1", "RANK": "1", "TORCHELASTIC_ERROR_FILE": str(workspace / "attempt_0/1/error.json")}
+    stray = {
+        "LOCAL_RANK": "1",
+        "RANK": "1",
+        "TORCHELASTIC_ERROR_FILE": str(workspace / "attempt_0/1/error.json"),
+    }
     Path("attempt_0/1").mkdir(parents=True)
     for _ in range(2):
         result = subprocess.run(
@@ -157,4 +179,7 @@ def test_a_stray_rank_in_the_environment_does_not_silence_a_message(workspace):
             encoding="utf-8",
             env={**os.environ, **stray},
         )
-        assert result.returncode == 2 and "prepare.py: rank 1: name=nothing is not built in" in result.stderr
+        assert (
+            result.returncode == 2
+            and "prepare.py: rank 1: name=nothing is not built in" in result.stderr
+        )

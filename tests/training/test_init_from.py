@@ -26,10 +26,15 @@ def test_auto_goes_on_from_the_newest_that_loads_and_says_so(tiny, run, capsys, 
     train.main(run(max_iters=15, keep_checkpoints=3))
     assert [p.name for p in checkpoint.numbered("out")] == [f"step-{n:08d}.pt" for n in (15, 10, 5)]
     latest = Path("out/latest.pt")
-    latest.write_bytes(latest.read_bytes()[:1000] if damage is None else damage)  # and so step-15, the same file
+    latest.write_bytes(
+        latest.read_bytes()[:1000] if damage is None else damage
+    )  # and so step-15, the same file
     train.main(run(max_iters=20, init_from="auto", keep_checkpoints=3))
     out = capsys.readouterr().out
-    assert "out/latest.pt cannot be read" in out and "so the run goes on from out/step-00000010.pt" in out
+    assert (
+        "out/latest.pt cannot be read" in out
+        and "so the run goes on from out/step-00000010.pt" in out
+    )
     assert "resumed from out/step-00000010.pt at step 10" in out
     assert nested_equal(resume_state("out")["model"], resume_state("whole")["model"])
 
@@ -66,8 +71,12 @@ def test_a_damaged_checkpoint_names_those_that_load(tiny, run, refused):
 def test_a_checkpoint_with_nonsense_in_it_is_named(tiny, run, refused, name, value):
     train.main(run(max_iters=2, dtype="float16"))
     content = checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)
-    checkpoint.save("out/latest.pt", {k: v for k, v in content.items() if k != "path"} | {name: value})
-    assert "out/latest.pt" in refused(train.main, "--init_from=resume", "--out_dir=out", "--max_iters=9")
+    checkpoint.save(
+        "out/latest.pt", {k: v for k, v in content.items() if k != "path"} | {name: value}
+    )
+    assert "out/latest.pt" in refused(
+        train.main, "--init_from=resume", "--out_dir=out", "--max_iters=9"
+    )
 
 
 def test_data_that_changed_are_refused_unless_asked_for(tiny, run, refused, capsys):
@@ -83,15 +92,21 @@ def test_data_that_changed_are_refused_unless_asked_for(tiny, run, refused, caps
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10", "--new_data=True"])
     assert "out/best.pt is now out/best-until-5.pt" in capsys.readouterr().out
     assert checkpoint.load("out/best-until-5.pt")["val_loss"] == before
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=12"])  # it was asked once, and knows them now
+    train.main(
+        ["--init_from=resume", "--out_dir=out", "--max_iters=12"]
+    )  # it was asked once, and knows them now
     Path("tiny.txt").write_text(text, encoding="utf-8")
     prepare.main(["tiny", "--input=tiny.txt"])
-    assert "--new_data=True" in refused(train.main, "--init_from=resume", "--out_dir=out", "--max_iters=14")
+    assert "--new_data=True" in refused(
+        train.main, "--init_from=resume", "--out_dir=out", "--max_iters=14"
+    )
 
 
 def test_another_data_set_by_name_is_a_choice(tiny, run, capsys):
     train.main(run(max_iters=5))
-    Path("other.txt").write_text(Path("tiny.txt").read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    Path("other.txt").write_text(
+        Path("tiny.txt").read_text(encoding="utf-8")[::-1], encoding="utf-8"
+    )
     prepare.main(["other", "--input=other.txt"])
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10", "--dataset=other"])
     assert "dataset tiny -> other" in capsys.readouterr().out
@@ -124,12 +139,16 @@ def test_a_best_that_is_not_this_runs_is_sought_anew(tiny, run, capsys, what):
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=15"])
     out = capsys.readouterr().out
     assert "the best of this run is sought anew. " in out
-    assert ("there is no out/best.pt any more" if what == "missing" else "it is another model's") in out
+    assert (
+        "there is no out/best.pt any more" if what == "missing" else "it is another model's"
+    ) in out
     best = checkpoint.load("out/best.pt")
     assert best["step"] == 15 and best["model_config"]["n_embd"] == 32
 
 
-def test_a_checkpoint_that_another_run_writes_meanwhile_is_not_lost(tiny, run, refused, monkeypatch):
+def test_a_checkpoint_that_another_run_writes_meanwhile_is_not_lost(
+    tiny, run, refused, monkeypatch
+):
     """The old job saved its last steps while the new one had read the checkpoint before, and overwrote them."""
     train.main(run(max_iters=5))
     real = train.build_model
@@ -142,7 +161,9 @@ def test_a_checkpoint_that_another_run_writes_meanwhile_is_not_lost(tiny, run, r
     monkeypatch.setattr(train, "build_model", slow)
     message = refused(train.main, *run(init_from="auto"))
     assert "another run has written out/latest.pt while this one was starting" in message
-    assert resume_state("out")["step"] == 8 and [m["step"] for m in logged_metrics() if "loss" in m] == list(range(8))
+    assert resume_state("out")["step"] == 8 and [
+        m["step"] for m in logged_metrics() if "loss" in m
+    ] == list(range(8))
 
 
 def test_the_way_on_from_a_folder_without_latest_is_told(tiny, run, refused):

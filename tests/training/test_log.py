@@ -19,14 +19,30 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def test_a_run_leaves_its_files(tiny, run, capsys):
     train.main(run())
     out = capsys.readouterr().out
-    names = {"latest.pt", "best.pt", "metrics.jsonl", "training.log", "loss.png", "config.py", ".lock"}
+    names = {
+        "latest.pt",
+        "best.pt",
+        "metrics.jsonl",
+        "training.log",
+        "loss.png",
+        "config.py",
+        ".lock",
+    }
     assert {path.name for path in Path("out").iterdir()} == names
     assert Path("out/training.log").read_text(encoding="utf-8") == out
     assert Path("out/loss.png").read_bytes().startswith(PNG)
     metrics, _ = read_metrics(Path("out/metrics.jsonl"))
     steps = [m for m in metrics if "loss" in m]
     assert [m["step"] for m in steps] == list(range(10))
-    assert set(steps[0]) == {"step", "loss", "lr", "grad_norm", "clipped", "step_ms", "tokens_per_s"}
+    assert set(steps[0]) == {
+        "step",
+        "loss",
+        "lr",
+        "grad_norm",
+        "clipped",
+        "step_ms",
+        "tokens_per_s",
+    }
     evaluations = [m for m in metrics if "val_loss" in m]
     assert [m["step"] for m in evaluations] == [0, 5, 10]
     assert set(evaluations[0]) == {"step", "train_loss", "val_loss", "param_norm"}
@@ -62,8 +78,12 @@ def test_a_change_of_the_model_is_said_too(tiny, run, capsys):
 
 def test_a_console_that_has_gone_does_not_end_the_run(tiny, run):
     """With `| tee`, Ctrl-C ends tee first; the next line then ended the run, and its last steps were lost."""
-    command = " ".join([sys.executable, str(Path(train.__file__)), *run(max_iters=50, eval_interval=50)])
-    result = subprocess.run(f"{command} | head -3", shell=True, capture_output=True, text=True, encoding="utf-8")
+    command = " ".join(
+        [sys.executable, str(Path(train.__file__)), *run(max_iters=50, eval_interval=50)]
+    )
+    result = subprocess.run(
+        f"{command} | head -3", shell=True, capture_output=True, text=True, encoding="utf-8"
+    )
     assert result.stdout.count("\n") == 3 and result.stderr == ""
     assert checkpoint.load("out/latest.pt")["step"] == 50
     assert "step 49: loss" in Path("out/training.log").read_text(encoding="utf-8")
@@ -73,12 +93,19 @@ def test_on_a_terminal_there_is_a_bar(tiny, run, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     train.main(run())
     captured = capsys.readouterr()
-    assert "loss" in captured.err and "tokens/s" in captured.err and "100%" in captured.err and "10/10" in captured.err
+    assert (
+        "loss" in captured.err
+        and "tokens/s" in captured.err
+        and "100%" in captured.err
+        and "10/10" in captured.err
+    )
     assert "step 10: train loss" in captured.out and "step 3: loss" not in captured.out
     assert "step 3: loss" in Path("out/training.log").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("lr_decay_iters, words", [(99, "beyond max_iters=10"), (5, "below max_iters=10")])
+@pytest.mark.parametrize(
+    "lr_decay_iters, words", [(99, "beyond max_iters=10"), (5, "below max_iters=10")]
+)
 def test_a_schedule_of_another_length_is_noted(tiny, run, capsys, lr_decay_iters, words):
     train.main(run(max_iters=10, lr_decay_iters=lr_decay_iters))
     assert f"note: lr_decay_iters={lr_decay_iters} is {words}" in capsys.readouterr().out
@@ -104,7 +131,9 @@ def test_a_full_disk_is_named_with_the_file_and_the_way_on(tiny, run, capsys, mo
         train.main(run())
     assert exit.value.code == 2
     words = "cannot write /dev/full (No space left on device). Make room there, then go on from the last checkpoint: "
-    assert capsys.readouterr().err.endswith(f"{words}python train.py --init_from=resume --out_dir=out\n")
+    assert capsys.readouterr().err.endswith(
+        f"{words}python train.py --init_from=resume --out_dir=out\n"
+    )
 
 
 def test_a_fault_of_matplotlib_does_not_end_the_run(tiny, run, capsys, monkeypatch):
@@ -123,7 +152,9 @@ def test_a_fault_of_matplotlib_does_not_end_the_run(tiny, run, capsys, monkeypat
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tiny, run, capsys):
     Path(f"out/.loss.png.{os.getpid()}.tmp").mkdir(parents=True)  # in the way of the temporary file
     train.main(run())
-    assert "loss.png could not be drawn" in capsys.readouterr().out and Path("out/latest.pt").exists()
+    assert (
+        "loss.png could not be drawn" in capsys.readouterr().out and Path("out/latest.pt").exists()
+    )
 
 
 def test_a_learning_rate_that_will_rise_is_noted(tiny, run, capsys):
@@ -171,13 +202,17 @@ def test_a_resume_says_once_how_many_lines_were_damaged(tiny, run, capsys):
     assert damaged == 0 and [m["step"] for m in metrics if "loss" in m] == list(range(14))
 
 
-@pytest.mark.parametrize("line", [{"step": 0, "train_loss": 4.0, "val_loss": 4.1}, {"step": 0, "loss": 4.0}])
+@pytest.mark.parametrize(
+    "line", [{"step": 0, "train_loss": 4.0, "val_loss": 4.1}, {"step": 0, "loss": 4.0}]
+)
 def test_the_plot_needs_neither_batches_nor_evaluations(tmp_path, line):
     losses(tmp_path / "loss.png", [to_run("out", [line])])
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
 
 
-@pytest.mark.parametrize("embedding_std, words", [(0.02, "finds all tokens about equally likely"), (1.0, "too large")])
+@pytest.mark.parametrize(
+    "embedding_std, words", [(0.02, "finds all tokens about equally likely"), (1.0, "too large")]
+)
 def test_the_loss_before_training_is_explained_as_it_is(tiny, run, capsys, embedding_std, words):
     """A model with large first weights was told to find all tokens equally likely, at a loss of 63."""
     train.main(run(max_iters=0, embedding_std=embedding_std))

@@ -27,12 +27,15 @@ print(min(faults))
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can be told to keep memory"
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"),
+    reason="only glibc can be told to keep memory",
 )
 def test_freed_memory_is_used_again():
     def faults(how):
         command = [sys.executable, "-c", FAULTS, how]
-        return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        return int(
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        )
 
     assert faults("kept") < 100 < faults("not")
 
@@ -50,7 +53,10 @@ def test_elsewhere_nothing_happens(monkeypatch):
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
                          RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])  # fmt: skip
 def test_no_memory_is_said_with_advice(error):
-    with pytest.raises(DeviceError, match=r"out of memory: half the batch"), memory_guard("half the batch"):
+    with (
+        pytest.raises(DeviceError, match=r"out of memory: half the batch"),
+        memory_guard("half the batch"),
+    ):
         raise error
 
 

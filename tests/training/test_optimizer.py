@@ -8,7 +8,13 @@ import train
 from model import GPT, ModelConfig
 from seugpt.checkpoint import storage as checkpoint
 from seugpt.training import optimizer
-from seugpt.training.optimizer import hidden_matrices, learning_rate, make_optimizers, orthogonalize, restore_optimizers
+from seugpt.training.optimizer import (
+    hidden_matrices,
+    learning_rate,
+    make_optimizers,
+    orthogonalize,
+    restore_optimizers,
+)
 from train import TrainConfig
 
 CPU = torch.device("cpu")
@@ -40,9 +46,9 @@ def test_decay_is_on_matrices_alone_and_every_parameter_is_there_once():
     assert decayed["weight_decay"] == 0.3 and plain["weight_decay"] == 0.0
     assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in plain["params"]} == {1}
     together = decayed["params"] + plain["params"]
-    assert {id(p) for p in together} == {id(p) for p in model.parameters()} and len(together) == len(
-        set(map(id, together))
-    )
+    assert {id(p) for p in together} == {id(p) for p in model.parameters()} and len(
+        together
+    ) == len(set(map(id, together)))
 
 
 def test_the_first_update_is_adamws_by_hand():
@@ -53,23 +59,34 @@ def test_the_first_update_is_adamws_by_hand():
     x, y = torch.randint(11, (2, 4, 8))
     model(x, y)[1].backward()
     expected = [
-        p.detach() * (1 - 0.01 * (0.1 if p.dim() == 2 else 0)) - 0.01 * p.grad / (p.grad.abs() + 1e-8)
+        p.detach() * (1 - 0.01 * (0.1 if p.dim() == 2 else 0))
+        - 0.01 * p.grad / (p.grad.abs() + 1e-8)
         for p in model.parameters()
     ]
     adamw.step()
-    torch.testing.assert_close([p.detach() for p in model.parameters()], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        [p.detach() for p in model.parameters()], expected, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_cooldown_is_a_line_after_a_constant_rate():
-    options = TrainConfig(learning_rate=1.0, min_lr=0.2, warmup_iters=5, lr_decay_iters=50, cooldown_iters=20)
+    options = TrainConfig(
+        learning_rate=1.0, min_lr=0.2, warmup_iters=5, lr_decay_iters=50, cooldown_iters=20
+    )
     rates = [learning_rate(step, options) for step in range(60)]
-    assert rates[5:31] == [1.0] * 26 and rates[40] == pytest.approx(0.6) and rates[50:] == [0.2] * 10
+    assert (
+        rates[5:31] == [1.0] * 26 and rates[40] == pytest.approx(0.6) and rates[50:] == [0.2] * 10
+    )
     np.testing.assert_allclose(np.diff(rates[30:51]), -0.04)
-    longer = TrainConfig(learning_rate=1.0, min_lr=0.2, warmup_iters=5, lr_decay_iters=50, cooldown_iters=500)
+    longer = TrainConfig(
+        learning_rate=1.0, min_lr=0.2, warmup_iters=5, lr_decay_iters=50, cooldown_iters=500
+    )
     assert learning_rate(5, longer) == pytest.approx(0.2 + 0.8 * 45 / 500)  # never above the line
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2}, {"mlp": "swiglu"}, {"bias": True, "position": "learned"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_head": 2}, {"mlp": "swiglu"}, {"bias": True, "position": "learned"}]
+)
 def test_muon_has_the_blocks_matrices_and_adamw_all_else(changes):
     model = tiny_model(**changes)
     adamw, muon = make_optimizers(model, TrainConfig(optimizer="muon"), CPU, torch.float32)
@@ -86,13 +103,18 @@ def test_muon_has_the_blocks_matrices_and_adamw_all_else(changes):
 
 def test_queries_keys_and_values_are_matrices_of_their_own():
     """Orthogonal together is not orthogonal apart: 0.03 of the loss in the short runs of docs/SPEED.md."""
-    rows = {name: group["rows"] for name, group in zip("qofp", hidden_matrices(tiny_model()), strict=True)}
+    rows = {
+        name: group["rows"]
+        for name, group in zip("qofp", hidden_matrices(tiny_model()), strict=True)
+    }
     assert rows == {"q": 16, "o": 16, "f": 64, "p": 16}
     assert hidden_matrices(tiny_model(n_kv_head=2))[0]["rows"] == 8
     assert hidden_matrices(tiny_model(mlp="swiglu", mlp_hidden=24))[2]["rows"] == 24
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 2}, {"mlp": "swiglu", "mlp_hidden": 24}, {"bias": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_head": 2}, {"mlp": "swiglu", "mlp_hidden": 24}, {"bias": True}]
+)
 def test_each_matrix_moves_by_its_own_orthogonal_update(changes):
     """Of the first step, momentum is the gradient's share. A tall part of swiglu's c_fc once could not be put back."""
     model = tiny_model(**changes)
@@ -106,7 +128,9 @@ def test_each_matrix_moves_by_its_own_orthogonal_update(changes):
         for p in group["params"]:
             name = next(name for name, q in model.named_parameters() if q is p)
             rows, columns = group["rows"], p.shape[1]
-            for old, new, g in zip(*(t.split(rows) for t in (before[name], p.detach(), p.grad)), strict=True):
+            for old, new, g in zip(
+                *(t.split(rows) for t in (before[name], p.detach(), p.grad)), strict=True
+            ):
                 step = 0.1 * max(1, rows / columns) ** 0.5 * orthogonalize(g[None])[0]
                 torch.testing.assert_close(new, old * (1 - 0.1 * 0.5) - step, atol=1e-4, rtol=1e-3)
 
@@ -121,7 +145,9 @@ def test_orthogonalize_keeps_the_directions_and_evens_their_lengths(shape):
     singular = torch.linalg.svdvals(result)
     assert singular.min() > 0.14 and singular.max() < 1.87 and singular.mean() > 0.8
     diagonal = U.mT @ result @ V.mT
-    torch.testing.assert_close(diagonal, torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        diagonal, torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2)), atol=1e-4, rtol=0
+    )
 
 
 def test_muon_is_torchs_own_where_its_polynomials_are_the_same(monkeypatch):
@@ -145,10 +171,23 @@ def test_muon_is_torchs_own_where_its_polynomials_are_the_same(monkeypatch):
 
 
 def test_muon_and_adamw_rise_and_fall_together(tiny, run):
-    train.main(run(optimizer="muon", muon_lr=0.05, learning_rate=0.01, min_lr=0.001, warmup_iters=2, max_iters=10))
+    train.main(
+        run(
+            optimizer="muon",
+            muon_lr=0.05,
+            learning_rate=0.01,
+            min_lr=0.001,
+            warmup_iters=2,
+            max_iters=10,
+        )
+    )
     adamw, muon = checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)["optimizer"]
-    lr = learning_rate(9, TrainConfig(learning_rate=0.01, min_lr=0.001, warmup_iters=2, lr_decay_iters=10))
-    assert adamw["param_groups"][0]["lr"] == lr and muon["param_groups"][0]["lr"] == pytest.approx(5 * lr)
+    lr = learning_rate(
+        9, TrainConfig(learning_rate=0.01, min_lr=0.001, warmup_iters=2, lr_decay_iters=10)
+    )
+    assert adamw["param_groups"][0]["lr"] == lr and muon["param_groups"][0]["lr"] == pytest.approx(
+        5 * lr
+    )
 
 
 def test_a_run_goes_on_with_its_own_optimizer(tiny, run, capsys):

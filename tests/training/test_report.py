@@ -22,20 +22,34 @@ from tests.helpers import ROOT, torchrun
 from train import TrainConfig, Trainer
 
 CPU = torch.device("cpu")
-LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "n_kv_head": 2, "tie_embeddings": False}
+LLAMA = {
+    "position": "rope",
+    "norm": "rmsnorm",
+    "mlp": "swiglu",
+    "n_kv_head": 2,
+    "tie_embeddings": False,
+}
 ARCHITECTURES = {
     "GPT-2": {"bias": True},
     "GPT-2, dropout": {"dropout": 0.3},
     "Llama": LLAMA,
     "Llama with biases": {**LLAMA, "bias": True},
-    "MQA, relu2": {"n_kv_head": 1, "mlp": "relu2", "qk_norm": True, "logit_softcap": 30.0, "bias": True},
+    "MQA, relu2": {
+        "n_kv_head": 1,
+        "mlp": "relu2",
+        "qk_norm": True,
+        "logit_softcap": 30.0,
+        "bias": True,
+    },
     "wide MLP": {"mlp_hidden": 300, "mlp": "gelu_exact", "position": "rope", "norm": "rmsnorm"},
 }
 each_architecture = pytest.mark.parametrize("fields", ARCHITECTURES.values(), ids=ARCHITECTURES)
 
 
 def model_config(**fields):
-    return ModelConfig(**{"block_size": 32, "vocab_size": 100, "n_layer": 3, "n_head": 4, "n_embd": 64, **fields})
+    return ModelConfig(
+        **{"block_size": 32, "vocab_size": 100, "n_layer": 3, "n_head": 4, "n_embd": 64, **fields}
+    )
 
 
 def said(capsys, *argv):
@@ -61,7 +75,11 @@ def test_the_first_documents_model_has_16_million_parameters(workspace, capsys):
     preset = str(ROOT / "config" / "train_gpt2_15m.py")
     text = said(capsys, preset, "--report")
     parts = {"token embedding": 50304 * 256, "position embedding": 256 * 256, "head": 0}
-    parts |= {"attention": 4 * (4 * 256 * 256 + 4 * 256), "MLP": 4 * (2 * 4 * 256 * 256 + 5 * 256), "norms": 9 * 512}
+    parts |= {
+        "attention": 4 * (4 * 256 * 256 + 4 * 256),
+        "MLP": 4 * (2 * 4 * 256 * 256 + 5 * 256),
+        "norms": 9 * 512,
+    }
     for name, count in parts.items():
         assert column(text, name, 1) == count, name
     assert column(text, "all", 1) == 16_102_912 and column(text, "all", 0) == 52
@@ -76,7 +94,9 @@ def test_gptlabs_207_936_parameters_are_found_in_the_table(workspace, capsys):
     without, biased = said(capsys, *argv), said(capsys, *argv, "--bias=True")
     embeddings = column(without, "token embedding", 1) + column(without, "position embedding", 1)
     attention = column(biased, "attention", 1) - 4 * 64  # without c_proj's
-    assert embeddings + attention + column(without, "MLP", 1) + column(biased, "norms", 1) == 207_936
+    assert (
+        embeddings + attention + column(without, "MLP", 1) + column(biased, "norms", 1) == 207_936
+    )
 
 
 @each_architecture
@@ -84,19 +104,34 @@ def test_the_parameters_are_the_real_models(fields):
     config = model_config(**fields)
     model = GPT(config)
     text = parameter_table(shapes(config, ""), config, 100)
-    counted = {"token embedding": [model.wte], "position embedding": [model.wpe], "head": [model.lm_head]}
-    counted |= {"MLP": [block.mlp for block in model.h], "norms": [m for n, m in model.named_modules() if "ln_" in n]}
+    counted = {
+        "token embedding": [model.wte],
+        "position embedding": [model.wpe],
+        "head": [model.lm_head],
+    }
+    counted |= {
+        "MLP": [block.mlp for block in model.h],
+        "norms": [m for n, m in model.named_modules() if "ln_" in n],
+    }
     within = [block.attn for block in model.h]
-    norms = [norm for attn in within for norm in (attn.q_norm, attn.k_norm) if isinstance(norm, torch.nn.Module)]
+    norms = [
+        norm
+        for attn in within
+        for norm in (attn.q_norm, attn.k_norm)
+        if isinstance(norm, torch.nn.Module)
+    ]
     counted["norms"] += norms
     for name, modules in counted.items():
         tensors = [p for module in modules if module for p in module.parameters()]
         if name == "head" and config.tie_embeddings:
             tensors = []
-        assert (column(text, name, 0), column(text, name, 1)) == (len(tensors), sum(p.numel() for p in tensors)), name
-    assert column(text, "attention", 1) == sum(p.numel() for m in within for p in m.parameters()) - sum(
-        p.numel() for m in norms for p in m.parameters()
-    )
+        assert (column(text, name, 0), column(text, name, 1)) == (
+            len(tensors),
+            sum(p.numel() for p in tensors),
+        ), name
+    assert column(text, "attention", 1) == sum(
+        p.numel() for m in within for p in m.parameters()
+    ) - sum(p.numel() for m in norms for p in m.parameters())
     assert column(text, "all", 1) == model.parameter_count()
     assert column(text, "all", 0) == len(list(model.parameters()))
 
@@ -129,11 +164,15 @@ def test_the_flops_are_those_of_the_real_model(fields):
 def test_the_flops_of_each_part_are_those_that_hooks_count(fields):
     config = model_config(**fields)
     model, counted, T = GPT(config), {}, config.block_size
-    q, k, _ = model.h[0].attn.qkv(torch.zeros(1, T, config.n_embd), (torch.ones(T, 1, config.head_size),) * 2)
+    q, k, _ = model.h[0].attn.qkv(
+        torch.zeros(1, T, config.n_embd), (torch.ones(T, 1, config.head_size),) * 2
+    )
 
     def hook(name):
         def count(module, inputs, output):
-            part = "head" if "lm_head" in name else "MLP" if ".mlp." in name else "attention, matrices"
+            part = (
+                "head" if "lm_head" in name else "MLP" if ".mlp." in name else "attention, matrices"
+            )
             per_token = 2 * inputs[0].shape[-1] * output.shape[-1]
             counted[part] = counted.get(part, 0) + per_token
 
@@ -145,7 +184,9 @@ def test_the_flops_of_each_part_are_those_that_hooks_count(fields):
     idx = torch.zeros(1, T, dtype=torch.long)
     model(idx, idx)
     pairs = q.shape[1] * T * k.shape[2]  # of queries and keys in all heads
-    counted["attention, scores"] = config.n_layer * pairs * 2 * (2 * q.shape[3]) / T  # scores, and values by weights
+    counted["attention, scores"] = (
+        config.n_layer * pairs * 2 * (2 * q.shape[3]) / T
+    )  # scores, and values by weights
     flops = forward_flops(shapes(config, ""), config)
     vectors = sum(p.numel() for p in model.parameters() if p.dim() == 1)
     assert flops == {**counted, "norms, biases": 2 * vectors}
@@ -158,7 +199,10 @@ def test_scores_grow_with_the_context_and_nothing_else_does(workspace, capsys):
         config = model_config(n_layer=2, n_head=2, block_size=block_size)
         table = text[text.index("block_size   FLOPs") :]
         total = GPT(config).flops_per_token()
-        assert f"\n{block_size:<10}{human(total, 'FLOP'):>19}{12 * 2 * 64 * block_size / total:>9.1%}\n" in table
+        assert (
+            f"\n{block_size:<10}{human(total, 'FLOP'):>19}{12 * 2 * 64 * block_size / total:>9.1%}\n"
+            in table
+        )
 
 
 def test_the_first_documents_flops_put_right(workspace, capsys):
@@ -167,7 +211,10 @@ def test_the_first_documents_flops_put_right(workspace, capsys):
     N = 16_102_912 - 256 * 256
     sequence = 256 * (6 * N + 12 * 4 * 256 * 256)
     assert f"a sequence          256   {sequence / 1e9:.1f} GFLOP" in text
-    assert "the run      23,330,816   2.32 PFLOP   2,848 steps" in text and 23_330_816 * sequence / 256 < 2.325e15
+    assert (
+        "the run      23,330,816   2.32 PFLOP   2,848 steps" in text
+        and 23_330_816 * sequence / 256 < 2.325e15
+    )
 
 
 # Memory
@@ -195,7 +242,10 @@ MEMORY = [
     ("GPT-2, dropout", {"block_size": 256, "batch_size": 2, "vocab_size": 50}),
     ("Llama", {"optimizer": "muon", "batch_size": 1}),
     ("Llama", {"block_size": 600, "batch_size": 1, "gradient_accumulation_steps": 1}),
-    ("Llama with biases", {"dtype": "bfloat16", "block_size": 600, "batch_size": 1, "gradient_accumulation_steps": 1}),
+    (
+        "Llama with biases",
+        {"dtype": "bfloat16", "block_size": 600, "batch_size": 1, "gradient_accumulation_steps": 1},
+    ),
     ("MQA, relu2", {"dtype": "bfloat16", "optimizer": "muon"}),
     ("MQA, relu2", {}),
     ("wide MLP", {"vocab_size": 5000}),
@@ -205,7 +255,14 @@ MEMORY = [
 @pytest.mark.parametrize("name, changes", MEMORY)
 def test_the_memory_is_what_a_real_step_takes(tiny, run, name, changes):
     """Weights and optimizer added up; the rest as torch's allocator told its profiler, in a step of the Trainer."""
-    fields = {"block_size": 64, "n_embd": 64, "n_head": 4, "vocab_size": 300, **ARCHITECTURES[name], **changes}
+    fields = {
+        "block_size": 64,
+        "n_embd": 64,
+        "n_head": 4,
+        "vocab_size": 300,
+        **ARCHITECTURES[name],
+        **changes,
+    }
     config, options = Options(run(**fields), ModelConfig, TrainConfig, description="").build()
     dtype = getattr(torch, options.dtype)
     micro_steps = options.gradient_accumulation_steps
@@ -227,16 +284,27 @@ def test_the_memory_is_what_a_real_step_takes(tiny, run, name, changes):
     assert expected["weights"] == expected["gradients"] == weights
     assert expected["optimizer"] == memory
     assert expected["activations"] == pytest.approx(profiled(forward)[0], rel=0.02)
-    assert expected["peak"] == pytest.approx(weights + memory + profiled(trainer.train_step)[1], rel=0.03)
+    assert expected["peak"] == pytest.approx(
+        weights + memory + profiled(trainer.train_step)[1], rel=0.03
+    )
 
 
 def test_the_cache_is_the_real_ones(workspace, capsys):
-    argv = ["--n_layer=3", "--n_head=4", "--n_kv_head=2", "--n_embd=64", "--block_size=128", "--vocab_size=99"]
+    argv = [
+        "--n_layer=3",
+        "--n_head=4",
+        "--n_kv_head=2",
+        "--n_embd=64",
+        "--block_size=128",
+        "--vocab_size=99",
+    ]
     text = said(capsys, *argv, "--device=cpu", "--report")
     config = model_config(n_kv_head=2, block_size=128, vocab_size=99)
     cache = GPT(config).make_cache(1, 128)
     size = sum(tensor.nbytes for tensor in cache.keys + cache.values)
-    assert re.search(rf"KV cache of a sequence +{human(size, 'B')} +128 tokens in sampling, float32", text)
+    assert re.search(
+        rf"KV cache of a sequence +{human(size, 'B')} +128 tokens in sampling, float32", text
+    )
 
 
 # The command
@@ -246,7 +314,9 @@ def test_it_needs_no_data_where_the_vocabulary_is_given(workspace, capsys, refus
     message = refused(train.main, "--report", "--dataset=novels")
     assert "--vocab_size=50304" in message and "python prepare.py novels" in message
     text = said(capsys, "--report", "--dataset=novels", "--vocab_size=50304", "--n_layer=1")
-    assert "note: without data: there is no data set in data/novels" in text and "a pass" not in text
+    assert (
+        "note: without data: there is no data set in data/novels" in text and "a pass" not in text
+    )
     assert list(workspace.iterdir()) == []
 
 
@@ -261,12 +331,26 @@ def test_passes_and_steps(tiny, run, capsys):
 def test_it_reports_on_what_a_run_would_begin_from(tiny, run, capsys, refused):
     train.main(run(max_iters=1, mlp="swiglu", mlp_hidden=40))
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
-    count = GPT(model_config(block_size=16, vocab_size=14, n_layer=2, n_head=2, n_embd=32, mlp="swiglu", mlp_hidden=40))
+    count = GPT(
+        model_config(
+            block_size=16,
+            vocab_size=14,
+            n_layer=2,
+            n_head=2,
+            n_embd=32,
+            mlp="swiglu",
+            mlp_hidden=40,
+        )
+    )
     for init_from in ("resume", "auto", "out", "out/best.pt"):
-        text = said(capsys, f"--init_from={init_from}", "--out_dir=out", "--dataset=tiny", "--report")
+        text = said(
+            capsys, f"--init_from={init_from}", "--out_dir=out", "--dataset=tiny", "--report"
+        )
         assert column(text, "all", 1) == count.parameter_count(), init_from
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
-    assert "vocab_size=9 is below the 14 tokens of data/tiny" in refused(train.main, *run(report=True, vocab_size=9))
+    assert "vocab_size=9 is below the 14 tokens of data/tiny" in refused(
+        train.main, *run(report=True, vocab_size=9)
+    )
 
 
 @pytest.mark.parametrize(
@@ -287,8 +371,20 @@ def test_what_cannot_be_counted_ends_in_one_message(workspace, refused, argv, wo
 
 @each_architecture
 def test_it_fits_the_screen(workspace, capsys, fields):
-    large = {"n_layer": 3, "n_embd": 12288, "n_head": 96, "block_size": 131072, "vocab_size": 262144, **fields}
-    large |= {"batch_size": 10_000, "gradient_accumulation_steps": 1000, "optimizer": "muon", "dtype": "bfloat16"}
+    large = {
+        "n_layer": 3,
+        "n_embd": 12288,
+        "n_head": 96,
+        "block_size": 131072,
+        "vocab_size": 262144,
+        **fields,
+    }
+    large |= {
+        "batch_size": 10_000,
+        "gradient_accumulation_steps": 1000,
+        "optimizer": "muon",
+        "dtype": "bfloat16",
+    }
     text = said(capsys, "--report", *(f"--{name}={value}" for name, value in large.items()))
     assert max(map(len, text.splitlines())) <= 100
 
@@ -314,12 +410,23 @@ def test_it_measures_real_steps_and_keeps_nothing(tiny, run, capsys, monkeypatch
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     made, real = [], Trainer.train_step
     monkeypatch.setattr(Trainer, "train_step", lambda self: (made.append(self.step), real(self)))
-    for argv in (run(measure=True, out_dir="nothing", wandb_log=True), ["--init_from=resume", "--measure"]):
+    for argv in (
+        run(measure=True, out_dir="nothing", wandb_log=True),
+        ["--init_from=resume", "--measure"],
+    ):
         made.clear()
         text = said(capsys, *argv)
         assert len(made) == report.WARMUP + report.STEPS and "step 0: loss" not in text
-        assert "ms a step" in text and " tokens/s, " in text and "FLOP/s\n" in text and "Parameters" in text
-    assert made[0] == 4 and {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+        assert (
+            "ms a step" in text
+            and " tokens/s, " in text
+            and "FLOP/s\n" in text
+            and "Parameters" in text
+        )
+    assert (
+        made[0] == 4
+        and {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
+    )
     assert not Path("nothing").exists()
 
 
@@ -347,21 +454,38 @@ def test_mfu_where_the_peak_is_known(tiny, run, capsys, monkeypatch):
     answers = iter([0.0, 20.0, 1.0])
     monkeypatch.setattr(report, "timed", lambda function, device: (function(), next(answers))[1])
     text = said(capsys, *run(measure=True))
-    flops = 128 * GPT(model_config(block_size=16, vocab_size=14, n_layer=2, n_head=2, n_embd=32)).flops_per_token()
+    flops = (
+        128
+        * GPT(
+            model_config(block_size=16, vocab_size=14, n_layer=2, n_head=2, n_embd=32)
+        ).flops_per_token()
+    )
     assert f"{human(flops, 'FLOP/s')}, MFU {flops / 1e9:.1%}" in text
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+)
 def test_of_two_processes_one_speaks(tiny, run, capsys):
     """Each has a copy of the gradients besides: the buffers in which DDP sends them."""
     one = said(capsys, *run(report=True, gradient_accumulation_steps=2, batch_size=4))
     two = torchrun(*run(measure=True, gradient_accumulation_steps=4, batch_size=4))
     assert two.returncode == 0, two.stderr
-    for words in ("Parameters ", "Memory of each process, cpu, float32, 4 x 16 tokens", "ms a step", "and DDP's copy"):
+    for words in (
+        "Parameters ",
+        "Memory of each process, cpu, float32, 4 x 16 tokens",
+        "ms a step",
+        "and DDP's copy",
+    ):
         assert two.stdout.count(words) == 1, words
     copy = column(two.stdout, "gradients ", 0) - column(one, "gradients ", 0)
     assert copy == column(one, "gradients ", 0) > 0
-    assert column(two.stdout, "at the peak", 0) == pytest.approx(column(one, "at the peak", 0) + copy, abs=1)
+    assert column(two.stdout, "at the peak", 0) == pytest.approx(
+        column(one, "at the peak", 0) + copy, abs=1
+    )
     shared = torchrun(*run(report=True, gradient_accumulation_steps=1))
-    assert shared.returncode == 0 and shared.stdout.count("Memory of each process, cpu, float32, 2 x 16 tokens") == 1
+    assert (
+        shared.returncode == 0
+        and shared.stdout.count("Memory of each process, cpu, float32, 2 x 16 tokens") == 1
+    )
     assert not Path("out").exists()

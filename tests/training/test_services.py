@@ -43,9 +43,15 @@ def events(out_dir="out"):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it notes what it purges
-    reader = EventAccumulator(str(Path(out_dir, "tensorboard")), size_guidance={"scalars": 0}).Reload()
+    reader = EventAccumulator(
+        str(Path(out_dir, "tensorboard")), size_guidance={"scalars": 0}
+    ).Reload()
     told = {tag: reader.Scalars(tag) for tag in reader.Tags()["scalars"]}
-    return {tag: [(e.step, np.float32(e.value)) for e in scalars] for tag, scalars in told.items() if scalars}
+    return {
+        tag: [(e.step, np.float32(e.value)) for e in scalars]
+        for tag, scalars in told.items()
+        if scalars
+    }
 
 
 def age():
@@ -58,8 +64,18 @@ class Run:
     """A run of the stand-in. Where a step is given, it must not be below the last one: what is, wandb leaves out."""
 
     def __init__(self, module, known, **settings):
-        self.module, self.id, self.offline = module, known or f"id{len(module.runs)}", module.offline
-        self.settings, self.metrics, self.rows, self.step, self.exit_code = settings, {}, [], 0, None
+        self.module, self.id, self.offline = (
+            module,
+            known or f"id{len(module.runs)}",
+            module.offline,
+        )
+        self.settings, self.metrics, self.rows, self.step, self.exit_code = (
+            settings,
+            {},
+            [],
+            0,
+            None,
+        )
 
     def define_metric(self, name, step_metric=None):
         self.metrics[name] = step_metric
@@ -116,7 +132,16 @@ def failing(call, error, times=99):
 def test_tensorboard_gets_the_same_metrics(tiny, run):
     train.main(run(tensorboard=True, snapshot_interval=3))
     told = events()
-    assert {"loss", "lr", "grad_norm", "clipped", "step_ms", "tokens_per_s", "val_loss", "grad_norm/h.0"} <= set(told)
+    assert {
+        "loss",
+        "lr",
+        "grad_norm",
+        "clipped",
+        "step_ms",
+        "tokens_per_s",
+        "val_loss",
+        "grad_norm/h.0",
+    } <= set(told)
     assert told == series(metrics())
 
 
@@ -124,7 +149,11 @@ def test_wandb_gets_the_same_metrics(tiny, run, wandb):
     train.main(run(wandb_log=True, wandb_project="p", wandb_run_name="n", snapshot_interval=3))
     [told] = wandb.runs
     assert told.rows == metrics() and told.metrics == {"step": None, "*": "step"}
-    assert (told.settings["project"], told.settings["name"], told.settings["config"]["batch_size"]) == ("p", "n", 4)
+    assert (
+        told.settings["project"],
+        told.settings["name"],
+        told.settings["config"]["batch_size"],
+    ) == ("p", "n", 4)
     assert told.exit_code == 0 and wandb.torn_down == 1
     assert os.environ["WANDB_FINISH_TIMEOUT"] == "60"  # without a network, its end would not come
 
@@ -169,7 +198,9 @@ def test_a_new_run_moves_the_services_files_aside(tiny, run, wandb):
     assert [r.id for r in wandb.runs] == ["id0", "id1"]
     ids = [Path(folder, "wandb_run_id").read_text() for folder in ("out/previous-1", "out")]
     assert ids == ["id0\n", "id1\n"]
-    assert events() == series(metrics()) and events("out/previous-1") == series(metrics("out/previous-1"))
+    assert events() == series(metrics()) and events("out/previous-1") == series(
+        metrics("out/previous-1")
+    )
 
 
 def test_the_log_of_a_run_without_a_checkpoint_goes_on_in_tensorboard_too(tiny, run):
@@ -190,12 +221,17 @@ def test_without_the_package_the_install_command_is_given(tiny, run, refused, mo
     monkeypatch.setitem(sys.modules, package, None)
     message = refused(train.main, *run(**{service.option: True}))
     install = f"python -m pip install {service.package}"
-    assert f"{service.option}=True needs the package {package}: {install}, or --{service.option}=False" in message
+    assert (
+        f"{service.option}=True needs the package {package}: {install}, or --{service.option}=False"
+        in message
+    )
     assert not Path("out").exists() and install in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_pinned_tensorboard_is_the_one_that_is_tested():
-    assert TensorBoard.package in (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").split()
+    assert (
+        TensorBoard.package in (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").split()
+    )
 
 
 def test_a_folder_of_the_packages_name_is_not_taken_for_it(tiny, run, refused, monkeypatch):
@@ -206,11 +242,15 @@ def test_a_folder_of_the_packages_name_is_not_taken_for_it(tiny, run, refused, m
 
 def test_importing_train_imports_no_service():
     code = "import sys, train; print([name for name in ('tensorboard', 'wandb') if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout == "[]\n"
 
 
-def test_a_service_that_does_not_start_ends_the_run_before_anything_is_written(tiny, run, refused, wandb):
+def test_a_service_that_does_not_start_ends_the_run_before_anything_is_written(
+    tiny, run, refused, wandb
+):
     train.main(run(max_iters=2))
     before = {path.name: path.stat().st_mtime_ns for path in Path("out").iterdir()}
     wandb.fault = failing("init", RuntimeError("timed out\nwhile retrying: no such host"))
@@ -223,8 +263,13 @@ def test_a_service_that_does_not_start_ends_the_run_before_anything_is_written(t
 def test_a_tensorboard_that_cannot_write_ends_the_run_before_its_first_step(tiny, run, refused):
     train.main(run(max_iters=2))
     Path("out/tensorboard").write_text("in the way")
-    message = refused(train.main, "--init_from=resume", "--out_dir=out", "--max_iters=3", "--tensorboard")
-    assert "TensorBoard does not start (FileExistsError" in message and "try --tensorboard=False" in message
+    message = refused(
+        train.main, "--init_from=resume", "--out_dir=out", "--max_iters=3", "--tensorboard"
+    )
+    assert (
+        "TensorBoard does not start (FileExistsError" in message
+        and "try --tensorboard=False" in message
+    )
     assert checkpoint.load("out/latest.pt")["step"] == 2
 
 
@@ -233,7 +278,10 @@ def test_losing_wandb_costs_a_line_and_not_the_run(tiny, run, capsys, wandb):
     train.main(run(wandb_log=True, tensorboard=True))
     out, err = capsys.readouterr()
     line = "wandb is lost (ConnectionResetError: Connection lost); the run goes on without it\n"
-    assert out.count(line) == 1 == Path("out/training.log").read_text(encoding="utf-8").count(line) and err == ""
+    assert (
+        out.count(line) == 1 == Path("out/training.log").read_text(encoding="utf-8").count(line)
+        and err == ""
+    )
     assert wandb.runs[0].rows == [] and wandb.runs[0].exit_code == 1 and wandb.torn_down == 1
     assert events() == series(metrics()) and len(series(metrics())["loss"]) == 10
 
@@ -252,7 +300,11 @@ def test_losing_the_event_files_costs_a_line_and_not_the_run(tiny, run, capsys, 
     monkeypatch.setattr(RunLog, "step", lose)
     train.main(run(tensorboard=True, wandb_log=True))
     out, err = capsys.readouterr()
-    assert out.count("TensorBoard is lost (FileNotFoundError: ") == 1 == out.count("the run goes on without it")
+    assert (
+        out.count("TensorBoard is lost (FileNotFoundError: ")
+        == 1
+        == out.count("the run goes on without it")
+    )
     assert err == "" and told_by_python == [] and threading.excepthook == told_by_python.append
     assert wandb.runs[0].rows == metrics() and checkpoint.load("out/latest.pt")["step"] == 10
 
@@ -262,7 +314,9 @@ def test_a_line_is_in_the_event_files_when_the_run_goes_on(workspace, monkeypatc
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     write = RecordWriter.write
-    monkeypatch.setattr(RecordWriter, "write", lambda self, data: (time.sleep(0.02), write(self, data)))
+    monkeypatch.setattr(
+        RecordWriter, "write", lambda self, data: (time.sleep(0.02), write(self, data))
+    )
     service = TensorBoard(train.TrainConfig(), None)
     service.open(Path("out"))
     service.log({"step": 3, "loss": 1.5, "lr": 0.25})
@@ -298,7 +352,14 @@ def test_a_service_that_fails_at_the_end_costs_a_line(tiny, run, capsys, monkeyp
 
 
 def test_wandb_learns_that_a_run_has_failed(tiny, run, refused, wandb):
-    argv = run(wandb_log=True, learning_rate=1e30, decay_lr=False, grad_clip=0, warmup_iters=0, max_iters=50)
+    argv = run(
+        wandb_log=True,
+        learning_rate=1e30,
+        decay_lr=False,
+        grad_clip=0,
+        warmup_iters=0,
+        max_iters=50,
+    )
     assert "stopped in step" in refused(train.main, *argv)
     assert wandb.runs[0].exit_code == 1
 

@@ -25,7 +25,9 @@ def test_a_run_with_looks_is_the_run_without(tiny, run, optimizer):
     train.main(run(dropout=0.5, optimizer=optimizer, snapshot_interval=3))
     watched = resume_state("out")["model"]
     train.main(run(dropout=0.5, optimizer=optimizer))
-    assert all(torch.equal(tensor, resume_state("out")["model"][name]) for name, tensor in watched.items())
+    assert all(
+        torch.equal(tensor, resume_state("out")["model"][name]) for name, tensor in watched.items()
+    )
 
 
 def test_embeddings_are_kept_at_each_interval_and_at_the_end(tiny, run):
@@ -34,7 +36,9 @@ def test_embeddings_are_kept_at_each_interval_and_at_the_end(tiny, run):
     assert list(kept) == [0, 3, 6, 9, 10]
     train.main(run(out_dir="short", max_iters=3))
     for name, table in kept[3].items():
-        assert np.array_equal(table, resume_state("short")["model"][f"{name}.weight"].half().float().numpy())
+        assert np.array_equal(
+            table, resume_state("short")["model"][f"{name}.weight"].half().float().numpy()
+        )
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "tie_embeddings": False}])
@@ -46,10 +50,16 @@ def test_changes_are_those_between_the_weights_of_two_checkpoints(tiny, run, cha
         train.main(run(out_dir=f"out-{steps}", max_iters=steps, grad_clip=0, **changes))
         weights.append(resume_state(f"out-{steps}")["model"])
     for layer in ("embedding", "h.0", "h.1", "head"):
-        names = [name for name in before[0] if layer_of(name) == layer and (changes or name != "lm_head.weight")]
+        names = [
+            name
+            for name in before[0]
+            if layer_of(name) == layer and (changes or name != "lm_head.weight")
+        ]
         old, new = (torch.cat([w[name].flatten() for name in names]) for w in (before[0], after[0]))
         assert line[f"weight_norm/{layer}"] == pytest.approx(old.norm().item(), rel=1e-4)
-        assert line[f"update_ratio/{layer}"] == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-3)
+        assert line[f"update_ratio/{layer}"] == pytest.approx(
+            ((new - old).norm() / old.norm()).item(), rel=1e-3
+        )
     parts = [line[f"grad_norm/{layer}"] for layer in ("embedding", "h.0", "h.1", "head")]
     assert math.hypot(*parts) == pytest.approx(logged["grad_norm"], rel=1e-4)
     assert set(lines_with("update_ratio/h.0")) == {0, 3, 6, 9}
@@ -57,14 +67,22 @@ def test_changes_are_those_between_the_weights_of_two_checkpoints(tiny, run, cha
 
 def test_activations_are_those_of_the_residual_stream():
     torch.manual_seed(0)
-    model = GPT(ModelConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, dropout=0.9)).train()
+    model = GPT(
+        ModelConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16, dropout=0.9)
+    ).train()
     x = torch.randint(11, (2, 8))
     look = Look(model, x)
     model.eval()
     stream = model.wte(x) + model.wpe(torch.arange(8))
     for name in ("embedding", "h.0", "h.1"):
-        assert look.activations[f"activation_rms/{name}"] == pytest.approx(stream.square().mean().sqrt().item())
-        stream = model.h[int(name[2:]) + 1 if name != "embedding" else 0](stream, None, None) if name != "h.1" else None
+        assert look.activations[f"activation_rms/{name}"] == pytest.approx(
+            stream.square().mean().sqrt().item()
+        )
+        stream = (
+            model.h[int(name[2:]) + 1 if name != "embedding" else 0](stream, None, None)
+            if name != "h.1"
+            else None
+        )
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -87,7 +105,11 @@ def test_an_evaluation_alone_keeps_nothing(tiny, run):
 
 
 def test_a_vocabulary_of_many_tokens_is_cut(workspace):
-    save_embeddings(workspace, 7, GPT(ModelConfig(vocab_size=3000, n_layer=1, n_head=1, n_embd=4, position="rope")))
+    save_embeddings(
+        workspace,
+        7,
+        GPT(ModelConfig(vocab_size=3000, n_layer=1, n_head=1, n_embd=4, position="rope")),
+    )
     tables = load_embeddings(steps_of(workspace)[7])
     assert list(tables) == ["wte"] and tables["wte"].shape == (1024, 4)
 

@@ -38,11 +38,21 @@ def test_a_signal_ends_the_run_after_its_step_and_nothing_is_lost(tiny, run, num
     end = start_script(["--init_from=resume", "--out_dir=out", *end], *launcher)
     assert end.wait(timeout=120) == 0
     whole = start_script(
-        run(**{**options, "out_dir": "whole", "max_iters": stopped + 5, "eval_interval": stopped + 5}), *launcher
+        run(
+            **{
+                **options,
+                "out_dir": "whole",
+                "max_iters": stopped + 5,
+                "eval_interval": stopped + 5,
+            }
+        ),
+        *launcher,
     )
     assert whole.wait(timeout=120) == 0
     assert nested_equal(resume_state("out"), resume_state("whole"))
-    assert [m.get("loss") for m in logged_metrics()] == [m.get("loss") for m in logged_metrics("whole")]
+    assert [m.get("loss") for m in logged_metrics()] == [
+        m.get("loss") for m in logged_metrics("whole")
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -116,10 +126,18 @@ print("reached", step)
 @pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_no_kill_at_any_moment_leaves_a_checkpoint_that_does_not_load(tiny, run, kills):
     """kill -9, mid-save too; then the run goes on, and ends as one that was never disturbed."""
-    options = {"max_iters": 4000, "lr_decay_iters": 4000, "eval_interval": 2, "eval_iters": 1, "n_embd": 64}
+    options = {
+        "max_iters": 4000,
+        "lr_decay_iters": 4000,
+        "eval_interval": 2,
+        "eval_iters": 1,
+        "n_embd": 64,
+    }
     Path("killed.py").write_text(KILLED, encoding="utf-8")
     seed = str(random.Random().randrange(10**6))
-    process = start_script([str(kills), seed, *run(**options, init_from="auto")], script="killed.py")
+    process = start_script(
+        [str(kills), seed, *run(**options, init_from="auto")], script="killed.py"
+    )
     text = (process.wait(timeout=600), Path("output").read_text(encoding="utf-8"))
     assert text[0] == 0, (seed, text[1][-2000:])
     reached = int(text[1].rpartition("reached ")[2])
@@ -127,5 +145,7 @@ def test_no_kill_at_any_moment_leaves_a_checkpoint_that_does_not_load(tiny, run,
     end = {**options, "max_iters": reached + 4}
     train.main(run(**end, init_from="auto"))
     train.main(run(**{**end, "out_dir": "whole", "eval_interval": reached + 4}))
-    assert nested_equal(checkpoint.load("out/latest.pt")["model"], checkpoint.load("whole/latest.pt")["model"])
+    assert nested_equal(
+        checkpoint.load("out/latest.pt")["model"], checkpoint.load("whole/latest.pt")["model"]
+    )
     assert not [path.name for path in Path("out").iterdir() if path.name.endswith(".tmp")]

@@ -19,7 +19,9 @@ from tests.helpers import logged_metrics, nested_equal, resume_state, train_conf
 from train import Trainer
 
 
-@pytest.mark.parametrize("dtype, optimizer", [("float32", "adamw"), ("bfloat16", "muon"), ("float16", "muon")])
+@pytest.mark.parametrize(
+    "dtype, optimizer", [("float32", "adamw"), ("bfloat16", "muon"), ("float16", "muon")]
+)
 def test_n_and_n_steps_are_2n_bit_for_bit(tiny, run, dtype, optimizer):
     """Weights, optimizer, scaler, generators, under dropout and accumulation. nanoGPT#467: a resume replayed data."""
     train.main(run(out_dir="whole", max_iters=20, dropout=0.3, dtype=dtype, optimizer=optimizer))
@@ -55,7 +57,9 @@ def test_a_resume_that_has_nothing_left_to_do_says_so_and_changes_nothing(tiny, 
     assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
-def test_a_resume_takes_the_options_given_and_a_scaler_only_where_there_was_one(tiny, run, monkeypatch):
+def test_a_resume_takes_the_options_given_and_a_scaler_only_where_there_was_one(
+    tiny, run, monkeypatch
+):
     """torch's load_state_dict brings the old weight_decay and betas back, silently."""
     train.main(run(max_iters=5, dtype="float16"))
     seen = {}
@@ -67,7 +71,14 @@ def test_a_resume_takes_the_options_given_and_a_scaler_only_where_there_was_one(
 
     monkeypatch.setattr(Trainer, "train_step", spy)
     train.main(
-        ["--init_from=resume", "--out_dir=out", "--max_iters=6", "--weight_decay=0.7", "--beta2=0.5", "--dtype=float32"]
+        [
+            "--init_from=resume",
+            "--out_dir=out",
+            "--max_iters=6",
+            "--weight_decay=0.7",
+            "--beta2=0.5",
+            "--dtype=float32",
+        ]
     )
     assert seen["groups"] == [(0.7, (0.9, 0.5)), (0.0, (0.9, 0.5))]
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=7", "--dtype=float16"])
@@ -100,9 +111,15 @@ def test_accumulation_equals_one_large_batch(tiny, run):
             a[index * size : (index + 1) * size] for a in rows
         ]
         torch.manual_seed(0)
-        model = GPT(ModelConfig(**{**vars(model_config), "vocab_size": dataset.tokenizer.vocab_size}))
-        trainer = Trainer(model, options, dataset, Ranks(), torch.device("cpu"), torch.float32, SilentLog())
-        trainer.optimizers[0].step = lambda model=model: gradients.append([p.grad.clone() for p in model.parameters()])
+        model = GPT(
+            ModelConfig(**{**vars(model_config), "vocab_size": dataset.tokenizer.vocab_size})
+        )
+        trainer = Trainer(
+            model, options, dataset, Ranks(), torch.device("cpu"), torch.float32, SilentLog()
+        )
+        trainer.optimizers[0].step = lambda model=model: gradients.append(
+            [p.grad.clone() for p in model.parameters()]
+        )
         trainer.restart_clock()
         trainer.train_step()
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
@@ -159,7 +176,9 @@ def test_a_folder_that_was_renamed_goes_on_under_its_new_name(tiny, run):
 def test_best_is_not_made_worse_after_a_crash_between_the_two_saves(tiny, run):
     train.main(run(max_iters=5))
     better = checkpoint.load("out/best.pt")
-    checkpoint.save("out/best.pt", {**{k: v for k, v in better.items() if k != "path"}, "val_loss": 0.001})
+    checkpoint.save(
+        "out/best.pt", {**{k: v for k, v in better.items() if k != "path"}, "val_loss": 0.001}
+    )
     train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10"])
     assert checkpoint.load("out/best.pt")["val_loss"] == 0.001
 
@@ -170,7 +189,9 @@ def test_a_run_killed_at_its_first_steps_is_not_evaluated_twice_at_0(tiny, run):
     assert [m["step"] for m in logged_metrics() if "val_loss" in m] == [0, 3]
 
 
-@pytest.mark.parametrize("error", [MemoryError("full"), torch.OutOfMemoryError("CUDA out of memory.\nTried")])
+@pytest.mark.parametrize(
+    "error", [MemoryError("full"), torch.OutOfMemoryError("CUDA out of memory.\nTried")]
+)
 def test_out_of_memory_is_answered_with_a_smaller_batch(tiny, run, monkeypatch, capsys, error):
     def raise_it(self, x, y):
         raise error
@@ -180,7 +201,9 @@ def test_out_of_memory_is_answered_with_a_smaller_batch(tiny, run, monkeypatch, 
         train.main(run())
     assert exit.value.code == 2
     message = capsys.readouterr().err
-    assert "out of memory" in message and "--batch_size=2 --gradient_accumulation_steps=4" in message
+    assert (
+        "out of memory" in message and "--batch_size=2 --gradient_accumulation_steps=4" in message
+    )
 
 
 def test_a_model_beyond_the_memory_is_one_message(tiny, run, capsys):
@@ -189,9 +212,13 @@ def test_a_model_beyond_the_memory_is_one_message(tiny, run, capsys):
     assert exit.value.code == 2 and "out of memory" in capsys.readouterr().err
 
 
-def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(tiny, run, refused, monkeypatch):
+def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(
+    tiny, run, refused, monkeypatch
+):
     """Where the system promises more memory than it has, it would end the process without a word."""
-    monkeypatch.setattr(os, "sysconf", lambda name: 10, raising=False)  # a machine of 10 pages of 10 bytes
+    monkeypatch.setattr(
+        os, "sysconf", lambda name: 10, raising=False
+    )  # a machine of 10 pages of 10 bytes
     monkeypatch.setattr("seugpt.training.init_from.GPT", None)
     assert "this machine has 100; a smaller --n_layer" in refused(train.main, *run())
 
@@ -199,12 +226,23 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(tiny, run
 def test_fine_tuning_takes_weights_alone_and_says_so(tiny, run, capsys):
     train.main(run(max_iters=20))
     trained = checkpoint.load("out/best.pt")
-    arguments = [a for a in run(out_dir="tuned", max_iters=0, dropout=0.1) if not a.startswith(("--n_", "--block"))]
+    arguments = [
+        a
+        for a in run(out_dir="tuned", max_iters=0, dropout=0.1)
+        if not a.startswith(("--n_", "--block"))
+    ]
     capsys.readouterr()
     train.main([*arguments, "--init_from=out", "--block_size=8"])
-    assert f"weights from out/best.pt: step {trained['step']}, validation loss" in capsys.readouterr().out
+    assert (
+        f"weights from out/best.pt: step {trained['step']}, validation loss"
+        in capsys.readouterr().out
+    )
     tuned = checkpoint.load("tuned/latest.pt", checkpoint.TO_RESUME)
-    assert tuned["step"] == 0 and tuned["model_config"]["block_size"] == 8 and tuned["model_config"]["dropout"] == 0.1
+    assert (
+        tuned["step"] == 0
+        and tuned["model_config"]["block_size"] == 8
+        and tuned["model_config"]["dropout"] == 0.1
+    )
     trained["model"]["wpe.weight"] = trained["model"]["wpe.weight"][:8]
     assert nested_equal(tuned["model"], trained["model"])
     assert tuned["val_loss"] < 2.5  # not the untrained model's
@@ -216,21 +254,29 @@ def test_fine_tuning_into_the_same_folder_keeps_the_first_run(tiny, run):
     train.main(run(init_from="out", max_iters=2))
     assert nested_equal(before, resume_state("out/previous-1"))
     train.main(run(max_iters=2))
-    assert Path("out/previous-2/best.pt").exists() and nested_equal(before, resume_state("out/previous-1"))
+    assert Path("out/previous-2/best.pt").exists() and nested_equal(
+        before, resume_state("out/previous-1")
+    )
 
 
 def test_best_gets_only_better_and_latest_is_always_there(tiny, run, monkeypatch):
     losses = iter([3.0, 2.0, 2.5, 1.9, 4.0])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, model: {"train": 1.0, "val": next(losses)})
+    monkeypatch.setattr(
+        Trainer, "evaluate", lambda self, model: {"train": 1.0, "val": next(losses)}
+    )
     seen = []
     real_save = checkpoint.save
     monkeypatch.setattr(
-        checkpoint, "save", lambda path, content: (seen.append((path.name, content["step"])), real_save(path, content))
+        checkpoint,
+        "save",
+        lambda path, content: (seen.append((path.name, content["step"])), real_save(path, content)),
     )
     train.main(run(max_iters=20))
     assert [step for name, step in seen if name == "best.pt"] == [0, 5, 15]
     assert [step for name, step in seen if name == "latest.pt"] == [0, 5, 10, 15, 20]
-    assert seen.index(("best.pt", 15)) < seen.index(("latest.pt", 15))  # a crash between the two loses no best model
+    assert seen.index(("best.pt", 15)) < seen.index(
+        ("latest.pt", 15)
+    )  # a crash between the two loses no best model
     assert checkpoint.load("out/best.pt")["val_loss"] == 1.9
     assert resume_state("out")["best_val_loss"] == 1.9 and resume_state("out")["val_loss"] == 4.0
 
@@ -271,7 +317,10 @@ def test_the_ranks_share_a_step_evenly():
     assert Ranks(1, 4).share(40, 12) == (10, None)
     assert Ranks(1, 3).share(1, 12) == (1, slice(1, None, 3))
     for (accumulation, batch_size), words in {
-        (3, 12): "gradient_accumulation_steps=3 cannot be divided among 2 .*=2 or --gradient_accumulation_steps=4",
+        (
+            3,
+            12,
+        ): "gradient_accumulation_steps=3 cannot be divided among 2 .*=2 or --gradient_accumulation_steps=4",
         (1, 7): "batch_size=7 cannot be divided among 2 .*--batch_size=6 or --batch_size=8",
     }.items():
         with pytest.raises(ConfigError, match=words):
@@ -292,7 +341,9 @@ def test_all_ranks_together_see_what_one_sees(tiny, run, accumulation):
             )
             trainer.bare = torch.nn.Module()
             trainer.bare.config, trainer.device = model_config, torch.device("cpu")
-            trainer.micro_steps, trainer.rows = trainer.ranks.share(accumulation, options.batch_size)
+            trainer.micro_steps, trainer.rows = trainer.ranks.share(
+                accumulation, options.batch_size
+            )
             for trainer.step in range(3):
                 for micro_step in range(trainer.micro_steps):
                     seen += [(trainer.step, *row) for row in trainer.batch(micro_step)[0].tolist()]
