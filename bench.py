@@ -1,88 +1,101 @@
-"""Measure speed: of this program, and of its peers in turn with it.
+"""Measure speed: of this program, and of other trainers in turn with it.
 
-    python bench.py step config/train_shakespeare_char.py --device=cpu --peer=transformers
-    python bench.py race --config=config/fast_shakespeare_char_cpu.py --target=1.898 --seeds=3
-    python bench.py decode config/quickstart.py --peer=PATH_TO_NANOGPT
+    python bench.py step config/train_shakespeare_char.py --device=cpu --baseline=transformers
+    python bench.py time_to_loss --config=config/fast_shakespeare_char_cpu.py --target=1.898
+    python bench.py decode config/quickstart.py --baseline=PATH_TO_NANOGPT
     python bench.py prepare --input=book.txt --repeat=100
-    python bench.py run config/train_shakespeare_char.py --peer=PATH_TO_NANOGPT
+    python bench.py run config/train_shakespeare_char.py --baseline=PATH_TO_NANOGPT
     python bench.py suite --smoke
 
-step, decode and run take train.py's options too. Times drift on a shared machine; the ratios of runs in turn count.
+step, decode and run take train.py's options too. Times drift on a shared machine; the ratios of
+paired rounds count.
 """
 
+import math
 import shlex
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 
 from model import ModelConfig, pick_device, pick_dtype
-from seugpt.benchmark.contenders import Contender, Process, synchronize
-from seugpt.benchmark.hardware import (
-    copy_bandwidth,
-    matmul_flops,
-    peak_flops,
-    ratios,
-    record,
-    spread,
+from seugpt.benchmark.baselines import NanoGPT, Transformers
+from seugpt.benchmark.contenders import Contender, synchronize
+from seugpt.benchmark.hardware import copy_bandwidth, matmul_flops
+from seugpt.benchmark.results import median_range, ratios, record
+from seugpt.benchmark.whole_commands import (
+    check_whole_run,
+    nanogpt_command,
+    our_command,
+    time_prepare,
+    time_run,
 )
-from seugpt.benchmark.peers import NanoGPT, Transformers, in_turn
-from seugpt.benchmark.whole_commands import prepare, run
-from seugpt.cli.command import command
-from seugpt.cli.options import Options
+from seugpt.benchmark.workers import Worker, in_turn
+from seugpt.cli.command import command, out_of_memory_advice, split_subcommand
+from seugpt.cli.config_parser import parse_configs
+from seugpt.data.corpora import download_corpus
 from seugpt.errors import ConfigError
-from seugpt.generation.decoder import Decoder, Sampling, generate
-from seugpt.training.distributed import Ranks
+from seugpt.generation.decoder import Decoder, generate_tokens
+from seugpt.generation.sampling import SamplingParams
 from seugpt.training.init_from import build_model
-from seugpt.training.logger import RunLog
-from seugpt.training.memory import keep_freed_memory, memory_guard
-from train import TrainConfig, Trainer
+from seugpt.training.logger import RunLogger, format_duration
+from seugpt.training.memory import keep_freed_memory
+from seugpt.training.throughput import peak_flops
+from train import TrainConfig, Trainer, get_lr
 
-
-def run_of(text, seed):
-    """(ModelConfig, TrainConfig) of a run, from what is typed after train.py. Raises ConfigError."""
-    try:
-        given = shlex.split(text)
-    except ValueError as error:  # a quotation mark that is not closed
-        raise ConfigError(f"config={text}: {error}") from None
-    return Options([*given, f"--seed={seed}"], ModelConfig, TrainConfig, description="").build()
+NANOGPT_FILES = ("model.py", "train.py", "configurator.py")  # the last is nanoGPT's alone
+WARMUP_STEPS = 5  # buffers, caches, the choice of kernels
 
 
 class SeuGPT(Contender):
-    def __init__(self, model_config, options):
-        super().__init__(model_config, options)
-        self.dtype, self.decoders = pick_dtype(options.dtype, self.device, training=True), {}
+    """Our own trainer."""
+
+    def __init__(self, model_config, config):
+        super().__init__(model_config, config)
         keep_freed_memory()
-        self.model, _ = build_model(model_config, options, None, self.dataset.tokenizer)
+        self.model, _ = build_model(model_config, config, None, self.dataset.tokenizer)
         start = time.perf_counter()
-        log = RunLog(self.options, silent=True)
-        self.trainer = Trainer(
-            self.model, self.options, self.dataset, Ranks(), self.device, self.dtype, log
-        )
-        self.trainer.restart_clock()
-        if options.compiles(self.device):
+        log = RunLogger(self.config, quiet=True)
+        self.trainer = Trainer(self.model, self.config, self.dataset, log)
+        self.dtype = self.trainer.dtype
+        if config.compiles(self.device):
             self.compile_seconds = time.perf_counter() - start
+        self.decoders = {}
 
     def step(self):
         self.trainer.train_step()
-        self.index = self.trainer.step
+        self.step_index = self.trainer.state.step
 
     def evaluate(self):
         self.model.eval()
-        loss = self.trainer.evaluate(self.model, ("val",))["val"]
+        loss = self.trainer.mean_loss(self.model, "val")
         self.model.train()
         return loss
 
     def flops_per_token(self):
         return self.model.flops_per_token()
 
+    def evaluation_seconds(self, eval_iters):
+        """Seconds of an evaluation, estimated from one of the whole validation split."""
+        shape = (self.config.batch_size, self.model_config.block_size)
+        num_windows = sum(
+            len(self.dataset.evaluation_windows(split, eval_iters, *shape))
+            for split in ("train", "val")
+        )
+        start = time.perf_counter()
+        self.evaluate()
+        seconds = time.perf_counter() - start
+        return seconds * num_windows / len(self.dataset.evaluation_windows("val", 0, *shape))
+
     def parts(self, count):
-        """Median milliseconds of {data, forward, backward, optimizer} in a step of one micro-batch."""
+        """Median milliseconds of {data, forward, backward, optimizer} of one micro-batch."""
         times = {"data": [], "forward": [], "backward": [], "optimizer": []}
         for _ in range(count):
             clock = [time.perf_counter()]
@@ -98,342 +111,403 @@ class SeuGPT(Contender):
             mark()
             self.trainer.scaler.scale(loss).backward()
             mark()
-            self.trainer.clip()
-            self.trainer.update()
+            self.trainer.clip_grad_norm()
+            self.trainer.optimizer_step()
+            self.model.zero_grad(set_to_none=True)
             mark()
-            for name, before, after in zip(times, clock, clock[1:], strict=False):
-                times[name].append(1000 * (after - before))
-        return {name: statistics.median(values) for name, values in times.items()}
+            for part, start, end in zip(times, clock, clock[1:], strict=False):
+                times[part].append(1000 * (end - start))
+        return {part: statistics.median(values) for part, values in times.items()}
 
-    def decoder(self, batch_size, length):
-        """Made, and compiled, once for each size, as sample.py does."""
-        if (batch_size, length) not in self.decoders:
-            self.model.to(pick_dtype(self.options.dtype, self.device))
-            self.decoders[batch_size, length] = Decoder(
-                self.model, batch_size, length, self.options.compile is True
-            )
-        return self.decoders[batch_size, length]
+    def decoder(self, rows, length):
+        """Created, and compiled, once for each size, as in sample.py."""
+        if (rows, length) not in self.decoders:
+            self.model.to(pick_dtype(self.config.dtype, self.device))
+            compiles = self.config.compile is True
+            self.decoders[rows, length] = Decoder(self.model, rows, length, compiles)
+        return self.decoders[rows, length]
 
-    def write(self, batch_size, tokens):
-        decoder = self.decoder(batch_size, min(tokens + 1, self.config.block_size))
-        for row in generate(
-            decoder, [[0]] * batch_size, tokens, self.config.vocab_size, Sampling()
-        ):
-            row.tolist()  # as a terminal needs each token at once
+    def generate(self, rows, tokens):
+        decoder = self.decoder(rows, min(tokens + 1, self.model_config.block_size))
+        prompts = [[0]] * rows
+        vocab_size = self.model_config.vocab_size
+        for next_ids in generate_tokens(decoder, prompts, tokens, vocab_size, SamplingParams()):
+            next_ids.tolist()  # a terminal needs each token at once
 
-    def prefill(self, batch_size):
-        """(median milliseconds of reading prompts of a full context, bytes that a step then reads)."""
+    def prefill(self, rows):
+        """(median milliseconds of prompts of a full context, bytes that a step then reads)."""
         self.model.eval()
-        decoder, times = self.decoder(batch_size, self.config.block_size), []
-        rows = [
-            torch.zeros(self.config.block_size, dtype=torch.long, device=self.device)
-        ] * batch_size
+        block_size = self.model_config.block_size
+        decoder = self.decoder(rows, block_size)
+        prompts = [torch.zeros(block_size, dtype=torch.long, device=self.device)] * rows
+        times = []
         for _ in range(5):
             start = time.perf_counter()
-            decoder.prefill(rows)
+            decoder.prefill(prompts)
             synchronize(self.device)
             times.append(1000 * (time.perf_counter() - start))
         tensors = [*self.model.parameters(), *decoder.cache.keys, *decoder.cache.values]
         return statistics.median(times), sum(tensor.nbytes for tensor in tensors)
 
 
-def entries(peer):
-    """[(name, kind of contender, its own arguments)]: seuGPT, and the peer where one is asked for."""
-    ours = [("seuGPT", SeuGPT, ())]
-    if peer is None:
-        return ours
-    return [
-        *ours,
-        ("transformers", Transformers, ())
-        if peer == "transformers"
-        else ("nanoGPT", NanoGPT, (peer,)),
-    ]
+def contenders(baseline):
+    """{name: function of (ModelConfig, TrainConfig) that starts the Worker of this contender}."""
+    starters = {"seuGPT": partial(Worker, SeuGPT)}
+    if baseline == "transformers":
+        starters["transformers"] = partial(Worker, Transformers, get_lr)
+    elif baseline:
+        starters["nanoGPT"] = partial(Worker, NanoGPT, baseline, get_lr)
+    return starters
 
 
-def start(peer, *configs):
-    """{name: its Process}: seuGPT, and the peer where one is asked for."""
-    return {name: Process(kind, *own, *configs) for name, kind, own in entries(peer)}
+def start_workers(baseline, model_config, config):
+    return {name: start(model_config, config) for name, start in contenders(baseline).items()}
 
 
 @dataclass(frozen=True)
-class Bench:
-    results: Annotated[str | None, "file to which each result is appended as one JSON object"] = (
+class BenchConfig:
+    results: Annotated[str | None, "file to append each result to, as a line of JSON", "path"] = (
         None
     )
 
     def problems(self):
-        return [
-            f"{k}={v} must be at least 1" for k, v in vars(self).items() if type(v) is int and v < 1
-        ]
+        return []
 
     def __post_init__(self):
-        if problems := self.problems():
+        problems = self.problems()
+        if problems:
             raise ValueError("\n".join(problems))
 
 
 @dataclass(frozen=True)
-class WithPeer(Bench):
-    peer: Annotated[
-        str | None, "transformers, or the folder of nanoGPT's source: measured in turn with us"
+class BaselineConfig(BenchConfig):
+    baseline: Annotated[
+        str | None, "transformers, or the folder of nanoGPT's source, measured in turn", "path"
     ] = None
 
     def problems(self):
-        files = ("model.py", "train.py", "configurator.py")  # the last is nanoGPT's alone
-        known = self.peer in (None, "transformers") or all(
-            Path(self.peer, file).is_file() for file in files
-        )
-        wrong = f"peer={self.peer} is neither transformers nor a folder with nanoGPT's {', '.join(files)}"
-        return super().problems() + ([] if known else [wrong])
+        known = self.baseline in (None, "transformers")
+        if known or all(Path(self.baseline, file).is_file() for file in NANOGPT_FILES):
+            return super().problems()
+        problem = f"baseline={self.baseline} is neither transformers nor a folder with nanoGPT's"
+        return [*super().problems(), f"{problem} {', '.join(NANOGPT_FILES)}"]
 
 
 @dataclass(frozen=True)
-class StepBench(WithPeer):
-    steps: Annotated[int, "in each round"] = 20
-    rounds: Annotated[int, "turns of each contender, whose median is told"] = 5
+class StepConfig(BaselineConfig):
+    steps: Annotated[int, "steps per round", ">= 1"] = 20
+    rounds: Annotated[int, "rounds of each contender", ">= 1"] = 5
 
 
-@dataclass(frozen=True)
-class RaceBench(WithPeer):
-    config: Annotated[
-        tuple[str, ...], "a run of ours, as after train.py; may be given several times"
-    ] = ()
-    peer_config: Annotated[str | None, "the peer's run; None: the first of ours"] = None
-    target: Annotated[float, "loss over the whole validation split that ends a run"] = 0.0
-    seeds: Annotated[int, "runs of each contender"] = 3
-    interval: Annotated[
-        int | None, "steps between evaluations, off the clock; None: a 20th of the run"
-    ] = None
+def bench_step(options, model_config, config):
+    """Milliseconds of a training step, where they go, and how long the whole run will take."""
+    device = pick_device(config.device)
+    workers = start_workers(options.baseline, model_config, config)
+    for worker in workers.values():
+        worker("steps", WARMUP_STEPS)
+    results = in_turn(options.rounds, workers, "steps", options.steps)
+    medians = {
+        name: [statistics.median(times) for times in rounds] for name, rounds in results.items()
+    }
+    tokens = config.tokens_per_step(model_config.block_size)
+    flops = tokens * workers["seuGPT"]("flops_per_token")
+    for name, rounds_ms in medians.items():
+        info = workers[name]("info")
+        result = describe_step(name, rounds_ms, info, device, tokens, flops)
+        result["block_size"] = model_config.block_size
+        if name == "seuGPT":
+            result["parts_ms"] = parts = workers[name]("parts", options.steps)
+            print("    " + ", ".join(f"{part} {ms:.1f}" for part, ms in parts.items()) + " ms")
+            print_run_time(
+                config, result["step_ms"], workers[name]("evaluation_seconds", config.eval_iters)
+            )
+        else:
+            result["ratios"] = ratios(rounds_ms, medians["seuGPT"])
+            print(f"    {median_range(result['ratios'], '.2f')} times ours")
+        record(options.results, device, bench="step", contender=name, **result)
+    for worker in workers.values():
+        worker.close()
 
-    def problems(self):
-        wrong = f"a race needs --config=FILE, once for each run, and --target=LOSS; target={self.target}"
-        return super().problems() + (
-            [] if all(self.config or [None]) and self.target > 0 else [wrong]
-        )
 
-
-@dataclass(frozen=True)
-class DecodeBench(WithPeer):
-    tokens: Annotated[int, "to write in each row"] = 500
-    rows: Annotated[tuple[str, ...], "how many at once; may be given several times"] = (
-        "1",
-        "10",
-        "64",
+def describe_step(name, rounds_ms, info, device, tokens, flops):
+    """Print a contender's speed. Returns what is recorded of it."""
+    ms = statistics.median(rounds_ms)
+    dtype = getattr(torch, info["dtype"])
+    matmul_peak = matmul_flops(device, dtype)
+    roofline_ms = 1000 * flops / matmul_peak
+    flops_per_s = 1000 * flops / ms
+    tokens_per_s = 1000 * tokens / ms
+    speed = f"{tokens_per_s:,.0f} tokens/s, {flops_per_s / 1e9:,.0f} GFLOP/s"
+    peak = peak_flops(device, dtype)
+    if peak:
+        speed += f", MFU {flops_per_s / peak:.1%}"
+    memory = f"peak memory {info['peak_memory_bytes'] / 1e6:,.0f} MB"
+    print(
+        f"{name}, {info['dtype']}: {median_range(rounds_ms, '.1f')} ms per step, {speed}; {memory}"
     )
-    rounds: Annotated[int, "turns of each contender, whose median is told"] = 5
+    print(
+        f"    roofline {roofline_ms:.1f} ms, at the "
+        f"{matmul_peak / 1e9:,.0f} GFLOP/s of a large matmul"
+    )
+    return {
+        "step_ms": ms,
+        "tokens_per_s": tokens_per_s,
+        "flops_per_s": flops_per_s,
+        **info,
+        "roofline_ms": roofline_ms,
+        "matmul_flops_per_s": matmul_peak,
+        "rounds_ms": rounds_ms,
+        "tokens_per_step": tokens,
+    }
+
+
+def print_run_time(config, step_ms, evaluation_seconds):
+    """How long the whole run will take at this speed."""
+    training = config.max_iters * step_ms / 1000
+    num_evaluations = math.ceil(config.max_iters / config.eval_interval) + 1
+    total = training + num_evaluations * evaluation_seconds
+    print(
+        f"    the run: {config.max_iters:,} steps in {format_duration(training)}; "
+        f"{format_duration(total)} with its {num_evaluations:,} evaluations, without saving"
+    )
+
+
+@dataclass(frozen=True)
+class TimeToLossConfig(BaselineConfig):
+    config: Annotated[
+        tuple[str, ...], "one of our runs, as typed after train.py; may be repeated"
+    ] = ()
+    baseline_config: Annotated[str | None, "the baseline's run; None: the first of ours"] = None
+    target: Annotated[float, "loss over the whole validation split that ends a run"] = 0.0
+    seeds: Annotated[int, "runs of each contender", ">= 1"] = 3
+    interval: Annotated[
+        int | None, "steps between evaluations, off the clock; None: max_iters / 20", ">= 1"
+    ] = None
+
+    def problems(self):
+        if all(self.config or [None]) and self.target > 0:
+            return super().problems()
+        problem = "time_to_loss needs --config=FILE, once for each run, and --target=LOSS"
+        return [*super().problems(), f"{problem}; target={self.target}"]
+
+
+def configs_of_run(text, seed):
+    """(ModelConfig, TrainConfig) of a run as typed after train.py. Raises ConfigError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:  # an unclosed quotation mark
+        raise ConfigError(f"config={text}: {error}") from None
+    return parse_configs([*words, f"--seed={seed}"], ModelConfig, TrainConfig, description="")
+
+
+def bench_time_to_loss(options):
+    """Seconds of training until the loss over the whole validation split is at most the target."""
+    starters = contenders(options.baseline)
+    runs = [(text, text, starters["seuGPT"]) for text in options.config]
+    for name, start in starters.items():
+        if name != "seuGPT":
+            text = options.baseline_config or options.config[0]
+            runs.append((f"{name} {text}", text, start))
+    seconds = {name: [] for name, _, _ in runs}
+    for seed in range(options.seeds):
+        for name, text, start in runs:
+            model_config, config = configs_of_run(text, seed)
+            worker = start(model_config, config)
+            interval = options.interval or max(config.max_iters // 20, 1)
+            result = worker("train_until", options.target, interval) | worker("info")
+            worker.close()
+            seconds[name].append(result["seconds"])
+            print_time_to_loss(seed, name, result)
+            device = pick_device(config.device)
+            record(
+                options.results, device, bench="time_to_loss", contender=name, seed=seed, **result
+            )
+    first = seconds[runs[0][0]]
+    for name, values in seconds.items():
+        times = ratios(values, first)
+        print(
+            f"{name}: {median_range(values, '.2f')} s, {median_range(times, '.2f')} times the first"
+        )
+
+
+def print_time_to_loss(seed, name, result):
+    reached = f"in {result['steps']} steps" if result["steps"] else "NOT REACHED"
+    seconds = f"{result['seconds']:.2f} s"
+    if result["compile_seconds"]:
+        seconds += f" and {result['compile_seconds']:.1f} s to compile"
+    print(f"seed {seed}, {name}: {seconds}, {reached}, loss {result['loss']:.4f}", flush=True)
+
+
+@dataclass(frozen=True)
+class DecodeConfig(BaselineConfig):
+    tokens: Annotated[int, "tokens to generate in each row", ">= 1"] = 500
+    rows: Annotated[tuple[str, ...], "rows at once; may be repeated"] = ("1", "10", "64")
+    rounds: Annotated[int, "rounds of each contender", ">= 1"] = 5
 
     def problems(self):
         wrong = [n for n in self.rows if not n.isdecimal() or int(n) < 1]
         return super().problems() + [f"rows={n} must be an integer of at least 1" for n in wrong]
 
 
-@dataclass(frozen=True)
-class PrepareBench(Bench):
-    input: Annotated[str | None, "a UTF-8 file; None: Python's documentation"] = None
-    repeat: Annotated[int, "times that it stands in the text that is measured"] = 1
-    tokenizer: Annotated[tuple[str, ...], "of prepare.py; may be given several times"] = (
-        "char",
-        "gpt2",
-    )
-    rounds: Annotated[int, "runs for each tokenizer, whose median is told"] = 5
-
-    def problems(self):
-        wrong = self.input is not None and not Path(self.input).is_file()
-        return super().problems() + ([f"input={self.input} is no file"] if wrong else [])
-
-
-@dataclass(frozen=True)
-class RunBench(WithPeer):
-    peer: Annotated[
-        str | None, "the folder of nanoGPT's source: its train.py is run in turn with ours"
-    ] = None
-    rounds: Annotated[int, "runs of each contender, whose median is told"] = 3
-
-    def problems(self):
-        wrong = "peer=transformers has no train.py to run; run takes the folder of nanoGPT's source"
-        return super().problems() + ([wrong] if self.peer == "transformers" else [])
-
-
-@dataclass(frozen=True)
-class SuiteBench(WithPeer):
-    smoke: Annotated[bool, "every path at tiny sizes on the CPU, to see that it works"] = False
-
-
-def step(options, model_config, train_config):
-    """Milliseconds of a training step, and where they go."""
-    device = pick_device(train_config.device)
-    processes = start(options.peer, model_config, train_config)
-    for process in processes.values():
-        process("steps", 5)  # buffers, caches, the choice of kernels
-    results = in_turn(options.rounds, processes, "steps", options.steps)
-    rounds = {
-        name: [statistics.median(times) for times in result] for name, result in results.items()
-    }
-    tokens = train_config.tokens_per_step(model_config.block_size)
-    flops = tokens * processes["seuGPT"]("flops_per_token")
-    for name, medians in rounds.items():
-        about, ms = processes[name]("about"), statistics.median(medians)
-        peak = matmul_flops(device, dtype := getattr(torch, about["dtype"]))
-        result = {
-            "step_ms": ms,
-            "tokens_per_s": 1000 * tokens / ms,
-            "flops_per_s": 1000 * flops / ms,
-            **about,
-        }
-        result |= {
-            "floor_ms": 1000 * flops / peak,
-            "matmul_flops_per_s": peak,
-            "rounds_ms": medians,
-        }
-        result |= {"tokens_per_step": tokens, "block_size": model_config.block_size}
-        mfu = (
-            f", MFU {1000 * flops / ms / limit:.1%}" if (limit := peak_flops(device, dtype)) else ""
-        )
-        speed = f"{1000 * tokens / ms:,.0f} tokens/s, {flops / ms / 1e6:,.0f} GFLOP/s{mfu}"
-        memory = f"peak memory {about['peak_memory_bytes'] / 1e6:,.0f} MB"
-        print(f"{name}, {about['dtype']}: {spread(medians, '.1f')} ms a step, {speed}; {memory}")
-        print(
-            f"    floor {result['floor_ms']:.1f} ms at the {peak / 1e9:,.0f} GFLOP/s of a large product"
-        )
-        if name == "seuGPT":
-            result["parts_ms"] = parts = processes[name]("parts", options.steps)
-            print("    " + ", ".join(f"{part} {ms:.1f}" for part, ms in parts.items()) + " ms")
-        else:
-            result["ratios"] = ratios(medians, rounds["seuGPT"])
-            print(f"    {spread(result['ratios'], '.2f')} times ours")
-        record(options.results, device, bench="step", contender=name, **result)
-        processes[name].close()
-
-
-def race(options):
-    """Seconds of training until the loss over the whole validation split is at most the target; runs in turn."""
-    ours, *peers = entries(options.peer)
-    theirs = options.peer_config or options.config[0]
-    field = [(text, text, ours) for text in options.config] + [
-        (f"{peer[0]} {theirs}", theirs, peer) for peer in peers
-    ]
-    seconds = {name: [] for name, _, _ in field}
-    for seed in range(options.seeds):
-        for name, text, (_, kind, own) in field:
-            model_config, train_config = run_of(text, seed)
-            process = Process(kind, *own, model_config, train_config)
-            interval = options.interval or max(train_config.max_iters // 20, 1)
-            result = process("train_until", options.target, interval) | process("about")
-            process.close()
-            seconds[name].append(result["seconds"])
-            reached = f"in {result['steps']} steps" if result["steps"] else "NOT REACHED"
-            compiling = (
-                f" and {result['compile_seconds']:.1f} s to compile"
-                if result["compile_seconds"]
-                else ""
-            )
-            print(
-                f"seed {seed}, {name}: {result['seconds']:.2f} s{compiling}, {reached}, loss {result['loss']:.4f}",
-                flush=True,
-            )
-            record(
-                options.results,
-                pick_device(train_config.device),
-                bench="race",
-                contender=name,
-                seed=seed,
-                **result,
-            )
-    for name, values in seconds.items():
-        times = ratios(values, seconds[field[0][0]])
-        print(f"{name}: {spread(values, '.2f')} s, {spread(times, '.2f')} times the first")
-
-
-def decode(options, model_config, train_config):
-    """Tokens per second of writing, one row and several; an untrained model writes as fast as a trained one."""
-    device = pick_device(train_config.device)
-    bandwidth, processes = copy_bandwidth(device), start(options.peer, model_config, train_config)
+def bench_decode(options, model_config, config):
+    """Tokens per second of generation, in one row and several; untrained models are as fast."""
+    device = pick_device(config.device)
+    bandwidth = copy_bandwidth(device)
+    workers = start_workers(options.baseline, model_config, config)
     for rows in map(int, options.rows):
-        for process in processes.values():
-            process(
-                "speed", rows, options.tokens
-            )  # a decoder is made, and perhaps compiled, for this length
-        speeds = in_turn(options.rounds, processes, "speed", rows, options.tokens)
-        prefill_ms, bytes_read = processes["seuGPT"]("prefill", rows)
-        floor = rows * bandwidth / bytes_read
+        for worker in workers.values():
+            worker("decoding_speed", rows, options.tokens)  # creates the decoder, may compile it
+        speeds = in_turn(options.rounds, workers, "decoding_speed", rows, options.tokens)
+        prefill_ms, bytes_per_step = workers["seuGPT"]("prefill", rows)
+        roofline = rows * bandwidth / bytes_per_step
         for name, rounds in speeds.items():
             times = ratios(speeds["seuGPT"], rounds)
+            speed = f"{median_range(rounds, ',.0f')} tokens/s"
             print(
-                f"{rows} at once, {name}: {spread(rounds, ',.0f')} tokens/s; ours {spread(times, '.2f')} times that"
+                f"{rows} row(s), {name}: {speed}; ours is {median_range(times, '.2f')} times that"
             )
             result = {
                 "rows": rows,
                 "tokens_per_s": statistics.median(rounds),
                 "rounds": rounds,
                 "ratios": times,
-            }
-            result |= {
-                "compile": train_config.compile,
+                "compile": config.compile,
                 "prefill_ms": prefill_ms,
-                "floor_tokens_per_s": floor,
+                "roofline_tokens_per_s": roofline,
             }
             record(options.results, device, bench="decode", contender=name, **result)
         print(
-            f"    reading prompts of a full context: {prefill_ms:.1f} ms; floor {floor:,.0f} tokens/s"
+            f"    prefill of a full context: {prefill_ms:.1f} "
+            f"ms; roofline {roofline:,.0f} tokens/s",
+            flush=True,
         )
-    for process in processes.values():
-        process.close()
+    for worker in workers.values():
+        worker.close()
+
+
+@dataclass(frozen=True)
+class PrepareBenchConfig(BenchConfig):
+    input: Annotated[str | None, "a UTF-8 file; None: Python's documentation", "path"] = None
+    repeat: Annotated[int, "copies of it in the text that is measured", ">= 1"] = 1
+    tokenizer: Annotated[tuple[str, ...], "tokenizer of prepare.py; may be repeated"] = (
+        "char",
+        "gpt2",
+    )
+    rounds: Annotated[int, "runs with each tokenizer", ">= 1"] = 5
+
+    def problems(self):
+        if self.input is None or Path(self.input).is_file():
+            return super().problems()
+        return [*super().problems(), f"input={self.input} is not a file"]
+
+
+def bench_prepare(options):
+    """Megabytes per second of prepare.py as a whole, its start included, for each tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.txt"
+        if options.input is None:
+            download_corpus("python_docs", text)
+        source = Path(options.input or text)
+        size = text.write_bytes(source.read_bytes() * options.repeat)
+        for tokenizer in options.tokenizer:
+            seconds = [time_prepare(text, tokenizer, folder) for _ in range(options.rounds)]
+            speed = size / statistics.median(seconds) / 1e6
+            took = f"{size / 1e6:.0f} MB in {median_range(seconds, '.2f')} s"
+            print(f"{tokenizer}: {speed:.1f} MB/s ({took})", flush=True)
+            result = {"tokenizer": tokenizer, "mb_per_s": speed, "bytes": size, "rounds_s": seconds}
+            record(options.results, torch.device("cpu"), bench="prepare", **result)
+
+
+@dataclass(frozen=True)
+class RunConfig(BaselineConfig):
+    rounds: Annotated[int, "runs of each contender", ">= 1"] = 3
+
+    def problems(self):
+        if self.baseline != "transformers":
+            return super().problems()
+        return ["baseline=transformers has no train.py to run; give the folder of nanoGPT's source"]
+
+
+def bench_run(options, model_config, config):
+    """Seconds of a whole run of train.py, with its start, compilation, evaluations, checkpoints."""
+    check_whole_run(options.baseline, config)
+    makers = {"seuGPT": our_command}
+    if options.baseline:
+        makers["nanoGPT"] = partial(nanogpt_command, options.baseline)
+        with tempfile.TemporaryDirectory() as folder:  # shows what is wrong before our run is made
+            makers["nanoGPT"](Path(folder), model_config, config)
+    seconds = {name: [] for name in makers}
+    for _ in range(options.rounds):
+        for name, make_command in makers.items():
+            with tempfile.TemporaryDirectory() as folder:
+                words, cwd = make_command(Path(folder), model_config, config)
+                took, step, loss = time_run(words, cwd)
+            print(f"{name}: {took:.1f} s, validation loss {loss:.4f} at step {step}", flush=True)
+            seconds[name].append(took)
+            result = {"contender": name, "seconds": took, "steps": step, "loss": loss}
+            record(options.results, pick_device(config.device), bench="run", **result)
+    for name, rounds in seconds.items():
+        times = ratios(rounds, seconds["seuGPT"])
+        print(f"{name}: {median_range(rounds, '.1f')} s, {median_range(times, '.2f')} times ours")
+
+
+@dataclass(frozen=True)
+class SuiteConfig(BaselineConfig):
+    smoke: Annotated[bool, "every path at tiny sizes on the CPU, to see that it works"] = False
 
 
 GPU_SUITE = (
     "step config/train_shakespeare_char.py",
-    "step config/train_gpt2.py --dataset=shakespeare_char --gradient_accumulation_steps=1 --batch_size=32",
+    "step config/train_gpt2.py --dataset=shakespeare_char "
+    "--gradient_accumulation_steps=1 --batch_size=32",
     "run config/train_shakespeare_char.py --rounds=1",
-    "race --config=config/fast_shakespeare_char.py --target=1.4697 --interval=50",
+    "time_to_loss --config=config/fast_shakespeare_char.py --target=1.4697 --interval=50",
     "decode config/train_gpt2.py --dataset=shakespeare_char --rows=1 --rows=64 --rounds=3",
 )
 SMOKE_SUITE = (
     "step config/quickstart.py --n_layer=1 --device=cpu --steps=1 --rounds=1",
-    "race --config='config/quickstart.py --max_iters=2 --device=cpu' --target=0.1 --interval=1 --seeds=1",
+    "time_to_loss --config='config/quickstart.py --max_iters=2 "
+    "--device=cpu' --target=0.1 --interval=1 --seeds=1",
     "decode config/quickstart.py --n_layer=1 --device=cpu --rows=2 --tokens=3 --rounds=1",
     "prepare --tokenizer=char --rounds=1",
     "run config/quickstart.py --max_iters=1 --eval_iters=1 --device=cpu --rounds=1",
 )
 
 
-def suite(options):
-    """All that docs/SPEED.md says of a GPU; or with smoke=True every path, tiny, on the CPU."""
+def bench_suite(options):
+    """Everything that docs/SPEED.md says of a GPU; with smoke=True every path, tiny, on the CPU."""
     for line in SMOKE_SUITE if options.smoke else GPU_SUITE:
         print(f"== bench.py {line}", flush=True)
-        alone = line.startswith("prepare") or (
-            line.startswith("run") and options.peer == "transformers"
+        words = shlex.split(line)
+        if options.results:
+            words.append(f"--results={options.results}")
+        no_baseline = words[0] == "prepare" or (
+            words[0] == "run" and options.baseline == "transformers"
         )
-        passed = {"results": options.results, "peer": None if alone else options.peer}
-        main(
-            [*shlex.split(line), *(f"--{name}={value}" for name, value in passed.items() if value)]
-        )
+        if options.baseline and not no_baseline:
+            words.append(f"--baseline={options.baseline}")
+        main(words)
 
 
 COMMANDS = {
-    "step": (step, StepBench, ModelConfig, TrainConfig),
-    "race": (race, RaceBench),
-    "decode": (decode, DecodeBench, ModelConfig, TrainConfig),
-    "prepare": (prepare, PrepareBench),
-    "run": (run, RunBench, ModelConfig, TrainConfig),
-    "suite": (suite, SuiteBench),
+    "step": (bench_step, StepConfig, ModelConfig, TrainConfig),
+    "time_to_loss": (bench_time_to_loss, TimeToLossConfig),
+    "decode": (bench_decode, DecodeConfig, ModelConfig, TrainConfig),
+    "prepare": (bench_prepare, PrepareBenchConfig),
+    "run": (bench_run, RunConfig, ModelConfig, TrainConfig),
+    "suite": (bench_suite, SuiteConfig),
 }
 
 
 def main(argv=None):
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     with command():
-        if name in ("-h", "--help"):
-            return print(__doc__)
-        if name not in COMMANDS:
-            raise ConfigError(
-                f"{name} is none of {', '.join(COMMANDS)}; see python bench.py --help"
-            )
-        measure, *classes = COMMANDS[name]
-        with memory_guard("a smaller model or batch, as in --batch_size=1"):
-            measure(*Options(rest, *classes, description=measure.__doc__).build())
+        name, rest = split_subcommand(argv, COMMANDS, __doc__)
+        bench, *classes = COMMANDS[name]
+        with out_of_memory_advice("use a smaller model or batch, as in --batch_size=1"):
+            bench(*parse_configs(rest, *classes, description=bench.__doc__))
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
-    )  # what it has started ends with it
+    # An exit, unlike the default of SIGTERM, ends the workers too.
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     main()

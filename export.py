@@ -2,8 +2,9 @@
 
     python export.py --out_dir=out-quickstart --to=hf-quickstart
 
-By its architecture a model becomes a GPT2LMHeadModel or a LlamaForCausalLM; what neither can express is refused by
-name. The logits are the same. `--init_from=hf-quickstart` reads it back, to sample from it or to train on.
+Depending on its architecture a model becomes a GPT2LMHeadModel or a LlamaForCausalLM; what neither
+can express is refused by name. The logits are the same. `--init_from=hf-quickstart` loads it again,
+to sample or to fine-tune.
 """
 
 import contextlib
@@ -16,16 +17,28 @@ from typing import Annotated
 
 import torch
 
-from seugpt.checkpoint import pretrained as weights
-from seugpt.checkpoint import storage as checkpoint
-from seugpt.checkpoint.config_json import CLASSES, architecture, config_json
-from seugpt.checkpoint.huggingface import extra, is_transposed, rows_of, shapes, their_names
+from seugpt.checkpoint.config_json import CLASSES, architecture_of, to_config_json
+from seugpt.checkpoint.huggingface import (
+    hf_names,
+    import_extra,
+    is_transposed,
+    parameter_shapes,
+    row_counts,
+)
+from seugpt.checkpoint.pretrained import (
+    ModelSource,
+    build_from_checkpoint,
+    config_of,
+    load_pretrained,
+    tokenizer_of,
+)
+from seugpt.checkpoint.storage import CHECKPOINT_FILES
 from seugpt.cli.command import command
-from seugpt.cli.options import Options
+from seugpt.cli.config_parser import parse_configs
 from seugpt.errors import ConfigError
-from seugpt.files import replacing
+from seugpt.files import atomic_write
 
-WRITTEN = (
+WRITTEN_FILES = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -35,98 +48,126 @@ WRITTEN = (
 
 
 @dataclass(frozen=True)
-class ExportConfig:
-    to: Annotated[str | None, "folder to write"] = None
-    out_dir: Annotated[
-        str, "what to export: a run's folder, a checkpoint, or anything that init_from takes"
-    ] = "out"
+class ExportConfig(ModelSource):
+    to: Annotated[str | None, "folder to write", "path", "not empty"] = None
 
     def __post_init__(self):
-        problems = (
-            []
-            if self.to
-            else ["to= names no folder to write: python export.py --out_dir=OUT --to=FOLDER"]
-        )
-        problems += [] if self.out_dir else ["out_dir= is empty"]
-        if problems:
-            raise ValueError("\n".join(problems))
+        if self.to is None:
+            raise ValueError("to= is missing: python export.py --out_dir=OUT --to=FOLDER")
 
 
-def tensors(kind, model, source):
+def hf_tensors(kind, model, source):
     """{Hugging Face's name: tensor} of all parameters."""
-    result = {}
-    for name, parameter in model.named_parameters():
-        parts = parameter.detach().split(rows_of(name, parameter.shape, model.config))
-        for theirs, part in zip(their_names(name, kind), parts, strict=True):
-            result[theirs] = (part.t() if is_transposed(name, kind) else part).contiguous()
-    if kind == "gpt2":  # always has biases; where there are none here, zeros add nothing
-        for name, shape in shapes(replace(model.config, bias=True), source).items():
-            result.setdefault(their_names(name, kind)[0], torch.zeros(shape))
-    return dict(sorted(result.items()))
+    tensors = {}
+    for name, param in model.named_parameters():
+        parts = param.detach().split(row_counts(name, param.shape, model.config))
+        for hf_name, part in zip(hf_names(name, kind), parts, strict=True):
+            if is_transposed(name, kind):
+                part = part.t()
+            tensors[hf_name] = part.contiguous()
+    if kind == "gpt2":  # always has biases; where the model has none, zeros add nothing
+        with_biases = replace(model.config, bias=True)
+        for name, shape in parameter_shapes(with_biases, source).items():
+            tensors.setdefault(hf_names(name, kind)[0], torch.zeros(shape))
+    return dict(sorted(tensors.items()))
 
 
-def export(source, folder):
-    """Write the model and tokenizer of `source` to `folder`. Raises CheckpointError, ConfigError, DataError."""
-    content = weights.load(source)
-    kind = architecture(weights.config_of(content))
-    tokenizer = weights.tokenizer_of(content)
-    # Nothing is overwritten; and beside a best.pt nobody could tell which of the two --init_from means.
-    there = [name for name in (*WRITTEN, *checkpoint.NAMES) if (folder / name).exists()]
-    if there:
-        raise ConfigError(f"to={folder} already has {', '.join(there)}; choose another folder")
-    safetensors, text = extra("safetensors").torch, tokenizer.json()
-    model, _ = weights.build(content)
-    c, N = model.config, tokenizer.vocab_size
-    mark = (
-        tokenizer.separator
-    )  # between documents; two line ends where the tokenizer has no token for it
-    end = tokenizer.encode(mark).tolist()[0] if mark.strip() else None
-    drawing = {
+def end_of_text_id(tokenizer):
+    """The id of the document separator, or None if it is no token of its own."""
+    separator = tokenizer.document_separator
+    return tokenizer.encode(separator).tolist()[0] if separator.strip() else None
+
+
+def generation_config(config, tokenizer):
+    """generation_config.json: sampling as in sample.py."""
+    end = end_of_text_id(tokenizer)
+    padding_ids = list(range(tokenizer.vocab_size, config.vocab_size))
+    return {
         "do_sample": True,
         "temperature": 0.8,
         "top_k": 200,
         "bos_token_id": end,
         "eos_token_id": end,
-    }
-    drawing |= {
         "pad_token_id": end,
-        "suppress_tokens": list(range(N, c.vocab_size)) or None,
-    }  # the padding's ids
-    reading = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    reading |= {"model_max_length": c.block_size} | ({} if end is None else {"eos_token": mark})
-    files = {
-        "model.safetensors": lambda path: safetensors.save_file(
-            tensors(kind, model, source), path, {"format": "pt"}
-        ),
-        "tokenizer.json": lambda path: path.write_text(text, encoding="utf-8"),
-        "tokenizer_config.json": lambda path: write_json(path, reading),
-        "generation_config.json": lambda path: write_json(path, drawing),
-        "config.json": lambda path: write_json(
-            path, config_json(kind, c, end)
-        ),  # last: without it, nothing is there
+        "suppress_tokens": padding_ids or None,
     }
+
+
+def tokenizer_config(config, tokenizer):
+    """tokenizer_config.json."""
+    content = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.block_size,
+    }
+    if end_of_text_id(tokenizer) is not None:
+        content["eos_token"] = tokenizer.document_separator
+    return content
+
+
+def check_target(folder):
+    """Raise ConfigError if the folder already has a model: nothing is overwritten.
+
+    A best.pt there would make --init_from ambiguous.
+    """
+    existing = [name for name in (*WRITTEN_FILES, *CHECKPOINT_FILES) if (folder / name).exists()]
+    if existing:
+        raise ConfigError(f"to={folder} already has {', '.join(existing)}; choose another folder")
+
+
+def export(source, folder):
+    """Write the model and tokenizer of `source` to `folder`.
+
+    Raises CheckpointError, ConfigError, DataError.
+    """
+    ckpt = load_pretrained(source)
+    kind = architecture_of(config_of(ckpt))
+    tokenizer = tokenizer_of(ckpt)
+    check_target(folder)
+    safetensors = import_extra("safetensors").torch
+    tokenizer_json = tokenizer.to_json()
+    model, _ = build_from_checkpoint(ckpt)
+    config = model.config
+    tensors = hf_tensors(kind, model, source)
+    writers = {
+        "model.safetensors": lambda path: safetensors.save_file(tensors, path, {"format": "pt"}),
+        "tokenizer.json": lambda path: path.write_text(tokenizer_json, encoding="utf-8"),
+        "tokenizer_config.json": lambda path: write_json(path, tokenizer_config(config, tokenizer)),
+        "generation_config.json": lambda path: write_json(
+            path, generation_config(config, tokenizer)
+        ),
+        # Last: without config.json the folder is not a model.
+        "config.json": lambda path: write_json(
+            path, to_config_json(kind, config, end_of_text_id(tokenizer))
+        ),
+    }
+    write_files(folder, writers)
+    print(f"{ckpt['path']} is now a {CLASSES[kind]} in {folder}")
+    print(f"sample from it: python sample.py --init_from={shlex.quote(str(folder))}")
+
+
+def write_files(folder, writers):
+    """Write {file name: function that writes a path} to a new folder. Raises ConfigError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"to={folder} cannot be made ({error.strerror}); choose another folder"
+            f"to={folder} cannot be created ({error.strerror}); choose another folder"
         ) from error
     try:
-        for name, write in files.items():
-            with replacing(folder / name) as temporary:
-                temporary.touch()  # with the mode of this user's files; safetensors would let nobody else read
+        for name, write in writers.items():
+            with atomic_write(folder / name) as temporary:
+                temporary.touch()  # with the usual file mode; safetensors would make it private
                 mode = temporary.stat().st_mode
                 write(temporary)
                 temporary.chmod(mode)
     except Exception as error:  # OSError, or SafetensorError for the same
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if nothing is in it
+            folder.rmdir()  # if it is empty
         free = shutil.disk_usage(folder.parent).free
         raise ConfigError(
             f"cannot write {folder / name} ({free:,} bytes are free there): {error}"
         ) from error
-    print(f"{content['path']} is now a {CLASSES[kind]} in {folder}")
-    print(f"let it write: python sample.py --init_from={shlex.quote(str(folder))}")
 
 
 def write_json(path, content):
@@ -135,8 +176,8 @@ def write_json(path, content):
 
 def main(argv=None):
     with command():
-        (options,) = Options(argv, ExportConfig, description=__doc__).build()
-        export(options.out_dir, Path(options.to))
+        [config] = parse_configs(argv, ExportConfig, description=__doc__)
+        export(config.source, Path(config.to))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Let a trained model write.
+"""Generate text with a trained model.
 
     python sample.py --out_dir=out-shakespeare-char --start="ROMEO:"
     python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt --num_samples=1
     python sample.py --init_from=gpt2 --interactive
 
-The tokenizer comes out of the checkpoint, so that nothing else is needed beside it (GPT-2's is tiktoken's to fetch).
+The tokenizer comes with the checkpoint; nothing else is needed. (GPT-2's is downloaded once by
+tiktoken.)
 """
 
 import contextlib
@@ -16,175 +17,156 @@ from typing import Annotated, Literal
 import torch
 
 from model import pick_device, pick_dtype
-from seugpt.checkpoint import pretrained as weights
-from seugpt.cli.command import command
-from seugpt.cli.options import Options
-from seugpt.cli.values import in_utf8
-from seugpt.data.text import given_text, is_utf8
-from seugpt.data.tokenizer import prompt_ids
+from seugpt.checkpoint.pretrained import ModelSource, load_for_inference
+from seugpt.cli.command import command, out_of_memory_advice
+from seugpt.cli.config_parser import parse_configs
+from seugpt.cli.values import decode_argument
+from seugpt.data.text import is_utf8, read_text_option
+from seugpt.data.tokenizer import encode_prompt
 from seugpt.errors import DataError
-from seugpt.generation.decoder import Decoder, Sampling, TextStream, generate
-from seugpt.training.memory import memory_guard
+from seugpt.generation.decoder import Decoder, generate_tokens
+from seugpt.generation.sampling import SamplingParams
+from seugpt.generation.text_stream import TextStream
 
 DEFAULT_START = ("\n",)
-MOST_SAMPLES = 1_000_000  # beyond, the texts alone take gigabytes, before torch is asked whether it has the memory
+SEPARATOR = "---------------"
+GPU_CHUNK = 16  # tokens fetched from a GPU at a time: asking for each one would make the GPU wait
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    init_from: Annotated[
-        str,
-        "resume: the checkpoint in out_dir; or a checkpoint, its folder, a Hugging Face folder, or gpt2 to gpt2-xl",
-    ] = "resume"
-    out_dir: Annotated[str, "folder of a training run: best.pt, else latest.pt, is taken"] = "out"
-    start: Annotated[
-        tuple[str, ...],
-        "text to go on from, or FILE:path of a UTF-8 file; may be given several times",
-    ] = DEFAULT_START
-    interactive: Annotated[
-        bool, "a conversation: type, and the model goes on; Ctrl-C stops the reply"
-    ] = False
-    num_samples: Annotated[int, "samples to draw from each start, all in one batch"] = 10
-    max_new_tokens: Annotated[int, "tokens in each sample"] = 500
+class SampleConfig(ModelSource):
+    start: Annotated[tuple[str, ...], "prompt, or FILE:path; may be repeated", "not empty"] = (
+        DEFAULT_START
+    )
+    interactive: Annotated[bool, "chat: type, and the model continues; Ctrl-C stops a reply"] = (
+        False
+    )
+    num_samples: Annotated[int, "samples per prompt, all in one batch", ">= 1", "<= 1000000"] = 10
+    max_new_tokens: Annotated[int, "tokens per sample", ">= 1"] = 500
     stop: Annotated[
-        tuple[str, ...], "end a sample before this text; may be given several times"
+        tuple[str, ...], "end a sample before this text; may be repeated", "not empty"
     ] = ()
-    seed: Annotated[int, "the same seed gives the same samples on the same machine"] = 1337
-    device: Annotated[str, "auto, cpu, cuda, cuda:1, mps"] = "auto"
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], "number format of the weights"
-    ] = "auto"
-    compile: Annotated[
-        bool, "compile the step of one token, on CUDA as a graph: pays for long samples"
-    ] = False
+    seed: Annotated[int, "random seed", ">= -2**63", "< 2**63"] = 1337
+    device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "dtype of the weights"] = (
+        "auto"
+    )
+    compile: Annotated[bool, "compile decoding (CUDA: a graph); worth it for long samples"] = False
 
     def __post_init__(self):
-        problems = [
-            f"{name}={getattr(self, name)} must be at least 1"
-            for name in ("num_samples", "max_new_tokens")
-            if getattr(self, name) < 1
-        ]
-        if self.num_samples > MOST_SAMPLES:
-            problems.append(
-                f"num_samples={self.num_samples} must be at most {MOST_SAMPLES}; they are drawn at once"
-            )
-        problems += [
-            f"{name}= is empty" for name in ("init_from", "out_dir") if not getattr(self, name)
-        ]
-        if not -(2**63) <= self.seed < 2**63:
-            problems.append(f"seed={self.seed} must lie between -2**63 and 2**63")
-        if not all(is_utf8(in_utf8(stop)) for stop in self.stop):
-            problems.append("stop= is not UTF-8 in this locale")
+        problems = []
         if self.interactive and len(self.start) > 1:
-            problems.append("start= is given several times; a conversation begins with one text")
+            problems.append("start= is given several times; a chat begins with one text")
         if "FILE:" in self.start:
             problems.append("start=FILE: names no file; write start=FILE:path")
-        if not all(self.start):
-            problems.append("start= is empty; a model needs at least one character to go on from")
-        if "" in self.stop:
-            problems.append("stop= is empty: every text contains it")
+        if not all(is_utf8(decode_argument(stop)) for stop in self.stop):
+            problems.append("stop= is not UTF-8 in this locale")
         if problems:
             raise ValueError("\n".join(problems))
 
 
-class Writer:
-    """A model, its tokenizer and its dice."""
+class TextGenerator:
+    """A model, its tokenizer and a random generator."""
 
-    def __init__(self, options, sampling):
-        """Loads what the options name. Raises CheckpointError, DataError, DeviceError."""
-        self.options, self.sampling = options, sampling
-        source = options.out_dir if options.init_from == "resume" else options.init_from
-        self.device = pick_device(options.device)
-        self.model, self.tokenizer, self.about = weights.to_speak(source)
-        self.model.to(self.device, pick_dtype(options.dtype, self.device))
+    def __init__(self, config, params):
+        """Loads the model. Raises CheckpointError, DataError, DeviceError."""
+        self.config = config
+        self.params = params
+        self.device = pick_device(config.device)
+        self.model, self.tokenizer, self.description = load_for_inference(config.source)
+        self.model.to(self.device, pick_dtype(config.dtype, self.device))
         if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32 for float32 products
-        self.generator = torch.Generator(self.device).manual_seed(options.seed)
+            torch.set_float32_matmul_precision("high")  # TF32 for float32 matmuls
+        self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.decoder = None
 
     def encode(self, text):
-        """The ids of a prompt. Raises DataError that names characters which the model does not know."""
-        return prompt_ids(self.tokenizer, text, "start")
+        """The ids of a prompt. Raises DataError naming the characters unknown to the model."""
+        return encode_prompt(self.tokenizer, text, "start")
 
-    def write(self, prompts, show):
-        """Go on from each prompt's ids; show(row, text) gets each piece of a row's text as soon as it is sure.
+    def generate(self, prompts, on_text):
+        """Continue the ids of each prompt; on_text(row, text) gets each text once it is certain.
 
-        Returns the number of tokens that were drawn.
+        Returns the number of tokens drawn.
         """
-        options = self.options
-        if self.decoder is None:  # a conversation has the same one at every turn
-            length = max(map(len, prompts)) + options.max_new_tokens
-            length = self.model.config.block_size if options.interactive else length
-            self.decoder = Decoder(self.model, len(prompts), length, options.compile)
-            if self.decoder.failure:
-                print(
-                    f"torch.compile failed, so the model runs uncompiled: {self.decoder.failure}",
-                    file=sys.stderr,
-                )
-        tokens = generate(
+        config = self.config
+        if self.decoder is None:  # a chat uses the same one for every reply
+            self.decoder = self.make_decoder(prompts)
+        tokens = generate_tokens(
             self.decoder,
             prompts,
-            options.max_new_tokens,
+            config.max_new_tokens,
             self.tokenizer.vocab_size,
-            self.sampling,
-            self.generator,
+            self.params,
+            self.rng,
         )
-        streams = [TextStream(self.tokenizer, tuple(map(in_utf8, options.stop))) for _ in prompts]
-        # A GPU works ahead of Python. To ask it for every token would make it wait, so it is asked for 16 at a time.
-        at_once = 1 if self.device.type == "cpu" else 16
-        waiting = []
-        for count, row in enumerate(tokens, start=1):
-            waiting.append(row)
-            if len(waiting) == at_once or count == options.max_new_tokens:
-                for number, ids in enumerate(
-                    torch.stack(waiting).tolist(), start=count - len(waiting) + 1
-                ):
-                    for i, token in enumerate(ids):
-                        show(i, streams[i].feed(token, last=number == options.max_new_tokens))
-                waiting = []
+        stops = tuple(map(decode_argument, config.stop))
+        streams = [TextStream(self.tokenizer, stops) for _ in prompts]
+        chunk_size = 1 if self.device.type == "cpu" else GPU_CHUNK
+        count = 0
+        chunk = []
+        for next_ids in tokens:
+            chunk.append(next_ids)
+            if len(chunk) < chunk_size and count + len(chunk) < config.max_new_tokens:
+                continue
+            for ids in torch.stack(chunk).tolist():
+                count += 1
+                for row, token in enumerate(ids):
+                    on_text(row, streams[row].feed(token, last=count == config.max_new_tokens))
+            chunk = []
             if all(stream.finished for stream in streams):
                 break
         return count * len(prompts)
 
+    def make_decoder(self, prompts):
+        config = self.config
+        length = max(map(len, prompts)) + config.max_new_tokens
+        if config.interactive:
+            length = self.model.config.block_size
+        decoder = Decoder(self.model, len(prompts), length, config.compile)
+        if decoder.failure:
+            print(
+                f"torch.compile failed, so the model runs uncompiled: {decoder.failure}",
+                file=sys.stderr,
+            )
+        return decoder
 
-def sample(writer, options):
-    """Print the samples: the first one while it is being written, the others, from the same batch, after it."""
-    starts = [
-        given_text(start, "start") for start in options.start for _ in range(options.num_samples)
-    ]
-    prompts = {start: writer.encode(start) for start in dict.fromkeys(starts)}
+
+def print_samples(generator, config):
+    """Print the samples: the first one as it is generated, the others of its batch after it."""
+    prompts = [read_text_option(start, "start") for start in config.start]
+    starts = [prompt for prompt in prompts for _ in range(config.num_samples)]
+    ids_of = {prompt: generator.encode(prompt) for prompt in prompts}
     texts = ["" for _ in starts]
 
-    def show(row, text):
+    def on_text(row, text):
         texts[row] += text
         if row == 0:
             print(text, end="", flush=True)
 
-    print("\n".join(writer.about), file=sys.stderr, flush=True)
+    print("\n".join(generator.description), file=sys.stderr, flush=True)
     print(starts[0], end="", flush=True)
-    began = time.perf_counter()
-    tokens = writer.write([prompts[start] for start in starts], show)
-    seconds = time.perf_counter() - began
-    print("\n---------------")
+    start_time = time.perf_counter()
+    num_tokens = generator.generate([ids_of[start] for start in starts], on_text)
+    seconds = time.perf_counter() - start_time
+    print(f"\n{SEPARATOR}")
     for start, text in list(zip(starts, texts, strict=True))[1:]:
-        print(f"{start}{text}\n---------------")
+        print(f"{start}{text}\n{SEPARATOR}")
     sys.stdout.flush()
-    print(
-        f"{tokens:,} tokens in {seconds:.1f} s: {tokens / seconds:,.0f} tokens/s", file=sys.stderr
-    )
+    speed = num_tokens / seconds
+    print(f"{num_tokens:,} tokens in {seconds:.1f} s: {speed:,.0f} tokens/s", file=sys.stderr)
 
 
-def converse(writer, text):
-    """Read lines and let the model go on from all that was said so far."""
-    with contextlib.suppress(
-        ImportError
-    ):  # there is none on Windows, where the console itself remembers lines
-        import readline  # noqa: F401, arrow keys bring back earlier lines
+def chat(generator, text):
+    """Read lines, and let the model continue everything said so far, beginning with `text`."""
+    with contextlib.suppress(ImportError):  # Windows has none; its console remembers lines itself
+        import readline  # noqa: F401, arrow keys recall earlier lines
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    print("\n".join(writer.about), file=sys.stderr, flush=True)
+    print("\n".join(generator.description), file=sys.stderr, flush=True)
     print(
-        "Type, and the model goes on. /new forgets what was said; Ctrl-C stops a reply, Ctrl-D or /quit leaves."
+        "Type, and the model continues. /new starts over; "
+        "Ctrl-C stops a reply; Ctrl-D or /quit leaves."
     )
     while True:
         try:
@@ -193,46 +175,52 @@ def converse(writer, text):
             print("\nCtrl-D or /quit leaves.")
             continue
         except EOFError:
-            break
-        if line in ("/quit", "/new"):
+            return
+        if line == "/quit":
+            return
+        if line == "/new":
             text = ""
-            if line == "/quit":
-                break
             continue
-        longer = f"{text}\n{line}" if text and line else text or line  # an empty line: go on
-        if not longer:
+        extended = f"{text}\n{line}" if text and line else text or line  # an empty line: go on
+        if not extended:
             continue
         try:
-            prompt = writer.encode(longer)
+            prompt = generator.encode(extended)
         except DataError as error:
             print(error)
             continue
-        reply = []
+        text = extended + print_reply(generator, prompt)
 
-        def show(row, piece, reply=reply):
-            reply.append(piece)
-            print(piece, end="", flush=True)
 
-        with contextlib.suppress(KeyboardInterrupt):
-            writer.write([prompt], show)
-        print()
-        text = longer + "".join(reply)
+def print_reply(generator, prompt):
+    """Print the continuation of a prompt's ids as it is generated, up to Ctrl-C.
+
+    Returns its text.
+    """
+    reply = []
+
+    def on_text(row, text):
+        reply.append(text)
+        print(text, end="", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        generator.generate([prompt], on_text)
+    print()
+    return "".join(reply)
 
 
 def main(argv=None):
     with command():
-        sampling, options = Options(argv, Sampling, SampleConfig, description=__doc__).build()
-        with memory_guard(
-            f"fewer samples at a time, as in --num_samples={max(options.num_samples // 2, 1)}"
-        ):
-            writer = Writer(options, sampling)
-            if options.interactive:
-                converse(
-                    writer,
-                    "" if options.start == DEFAULT_START else given_text(options.start[0], "start"),
-                )
+        config, params = parse_configs(argv, SampleConfig, SamplingParams, description=__doc__)
+        fewer = max(config.num_samples // 2, 1)
+        with out_of_memory_advice(f"fewer samples at a time, as in --num_samples={fewer}"):
+            generator = TextGenerator(config, params)
+            if not config.interactive:
+                print_samples(generator, config)
+            elif config.start == DEFAULT_START:
+                chat(generator, "")
             else:
-                sample(writer, options)
+                chat(generator, read_text_option(config.start[0], "start"))
 
 
 if __name__ == "__main__":

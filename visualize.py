@@ -1,4 +1,4 @@
-"""Look at a run, or into a model: each picture's title says what to see.
+"""Plot a run, or look into a model: each plot's title says what to see.
 
     python visualize.py loss out-quickstart out-mytext
     python visualize.py embeddings out-quickstart --of=tokens
@@ -7,280 +7,281 @@
     python visualize.py attention out-quickstart --text="Return the value"
     python visualize.py heads out-quickstart --text=FILE:book.txt
     python visualize.py next out-quickstart --text="Return the " --temperature=0.5 --temperature=1
-    python visualize.py surprise out-quickstart --text=FILE:book.txt
-    python visualize.py lens out-quickstart --text="Return the value"
+    python visualize.py surprisal out-quickstart --text=FILE:book.txt
+    python visualize.py logit_lens --init_from=gpt2 --text="Return the value"
 
-Pictures are PNG files in the run's folder, or what --to=FILE names, .svg too. Options: python visualize.py loss --help
+Plots are PNG files in the run's folder, or what --to=FILE names (.svg too). Options: python
+visualize.py loss --help
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from seugpt.checkpoint import pretrained as weights
-from seugpt.checkpoint import storage as checkpoint
-from seugpt.cli.command import command
-from seugpt.cli.options import Options
-from seugpt.errors import ConfigError, DataError
-from seugpt.generation.decoder import Sampling
-from seugpt.training import layer_stats as snapshots
-from seugpt.training.memory import memory_guard
+from seugpt.checkpoint.pretrained import (
+    ModelSource,
+    initial_state_dict,
+    load_pretrained,
+    tokenizer_of,
+)
+from seugpt.checkpoint.storage import describe
+from seugpt.cli.command import command, out_of_memory_advice, split_subcommand
+from seugpt.cli.config_parser import parse_configs
+from seugpt.errors import DataError
+from seugpt.generation.sampling import SamplingParams
+from seugpt.training.layer_stats import find_snapshots, load_embeddings
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What all pictures share."""
+class OutputFile:
+    """Where a plot goes."""
 
-    out: Annotated[
-        str | None, "the run's folder, a checkpoint, or what else sample.py's init_from takes"
+    to: Annotated[
+        str | None,
+        "file to write, .png or .svg; None: one in the run's folder",
+        "path",
+        "not empty",
     ] = None
-    to: Annotated[str | None, "file to write, .png or .svg; None: one in the run's folder"] = None
     show: Annotated[bool, "open a window as well"] = False
-    endings = (".png", ".svg")  # of `to`
+    suffixes = (".png", ".svg")
 
     def problems(self):
-        return []
+        """What is wrong with the options, one text each."""
+        if self.to is None or Path(self.to).suffix.lower() in self.suffixes:
+            return []
+        return [f"to={self.to} must end in {' or '.join(self.suffixes)}"]
 
     def __post_init__(self):
-        right = self.to is None or Path(self.to).suffix.lower() in self.endings
-        problems = self.problems() + (
-            [] if right else [f"to={self.to} must end in {' or '.join(self.endings)}"]
-        )
-        problems += (
-            []
-            if self.out and all(self.out)
-            else ["out is missing: name a run's folder, as in out-quickstart"]
-        )
+        problems = self.problems()
         if problems:
             raise ValueError("\n".join(problems))
 
-    def path(self, name):
-        """Where the picture is to be: as `to` says, in the run's folder, or here for a model that is in none."""
+    def output_path(self, source, name):
+        """`to`, else a file `name` beside the source, or here for a model that is in no folder."""
         if self.to:
             return Path(self.to)
-        first = Path(self.out if isinstance(self.out, str) else self.out[0])
-        folder = first if first.is_dir() else first.parent if first.is_file() else Path()
-        return folder / name
+        source = Path(source)
+        if source.is_dir():
+            return source / name
+        return (source.parent if source.is_file() else Path()) / name
 
 
 @dataclass(frozen=True)
-class LossPicture(Picture):
-    out: Annotated[tuple[str, ...], "folders of runs; may be given several times"] = ()
-    x: Annotated[Literal["step", "tokens", "seconds"], "of training, to the right"] = "step"
-
-
-def loss(options):
-    """Loss curves of one or several runs: each logged batch faintly, smoothed, and the evaluations with marks."""
-    from seugpt.plots.curves import losses, read_run
-
-    runs = [read_run(folder) for folder in options.out]
-    return losses(options.path("loss.png"), runs, options.x, options.show)
-
-
-def activations(options):
-    """What happened in each layer over a run that was trained with snapshot_interval: sizes, gradients, updates."""
-    from seugpt.plots.curves import layers, read_run
-
-    return layers(options.path("activations.png"), read_run(options.out), options.show)
+class ModelPlotConfig(OutputFile, ModelSource):
+    def path(self, name):
+        return self.output_path(self.source, name)
 
 
 @dataclass(frozen=True)
-class EmbeddingsPicture(Picture):
-    of: Annotated[
-        Literal["tokens", "positions", "similarity"], "similarity: of positions to each other"
-    ] = "tokens"
+class LossConfig(OutputFile):
+    out_dir: Annotated[tuple[str, ...], "folders of runs; may be repeated", "not empty"] = ("out",)
+    x: Annotated[Literal["step", "tokens", "seconds"], "horizontal axis"] = "step"
+
+
+def plot_loss(config):
+    """Loss curves of one or several runs: training batches, smoothed, and the evaluations."""
+    from seugpt.plots.curves import plot_losses, read_run
+
+    runs = [read_run(folder) for folder in config.out_dir]
+    path = config.output_path(config.out_dir[0], "loss.png")
+    return plot_losses(path, runs, config.x, config.show)
+
+
+def plot_activations(config):
+    """Activations, gradients and updates of each layer in a run trained with snapshot_interval."""
+    from seugpt.plots.curves import plot_layers, read_run
+
+    return plot_layers(config.path("activations.png"), read_run(config.source), config.show)
+
+
+@dataclass(frozen=True)
+class EmbeddingsConfig(ModelPlotConfig):
+    of: Annotated[Literal["tokens", "positions", "similarity"], "similarity is of positions"] = (
+        "tokens"
+    )
     method: Annotated[
-        Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"
+        Literal["pca", "tsne"], "projection to two dimensions; tsne needs scikit-learn"
     ] = "pca"
 
 
-def embeddings(options):
-    """Embeddings of tokens or positions in two dimensions, before training and after."""
-    from seugpt.plots.embeddings import embeddings, token_rows
+def plot_embeddings(config):
+    """Embeddings of tokens or positions in two dimensions, before and after training."""
+    from seugpt.plots.embeddings import choose_tokens, plot_embeddings
 
-    content = weights.load(options.out)
-    tokens, rows = token_rows(weights.tokenizer_of(content))
-    tables, titles = [content["model"]], [checkpoint.describe(content).rpartition(": ")[2]]
-    if (before := weights.untrained(content)) is not None:
-        tables, titles = [before, *tables], ["before training", *titles]
-    if options.of == "tokens":
-        tables = [state["wte.weight"][rows] for state in tables]
-    else:
-        tables = [learned_positions(state.get("wpe.weight"), options.out) for state in tables]
-    tables = [table.float().numpy() for table in tables]
-    path = options.path(f"embeddings-{options.of}.png")
-    return embeddings(path, tables, titles, tokens, options.of, options.method, options.show)
+    ckpt = load_pretrained(config.source)
+    tokens, ids = choose_tokens(tokenizer_of(ckpt))
+    state_dicts = {describe(ckpt).rpartition(": ")[2]: ckpt["model"]}
+    before = initial_state_dict(ckpt)
+    if before is not None:
+        state_dicts = {"before training": before, **state_dicts}
+    tables = []
+    for state_dict in state_dicts.values():
+        if config.of == "tokens":
+            table = state_dict["wte.weight"][ids]
+        else:
+            table = learned_positions(state_dict.get("wpe.weight"), config.source)
+        tables.append(table.float().numpy())
+    path = config.path(f"embeddings-{config.of}.png")
+    return plot_embeddings(
+        path, tables, list(state_dicts), tokens, config.of, config.method, config.show
+    )
 
 
 def learned_positions(table, source):
-    """The table, if there is one. Raises DataError."""
+    """Raises DataError if there is no table."""
     if table is None:
         raise DataError(
-            f"{source} has position=rope: its positions are rotations, and no learned vectors to look at"
+            f"{source} has position=rope: its positions are rotations, without embeddings to plot"
         )
     return table
 
 
 @dataclass(frozen=True)
-class Animation(Picture):
+class AnimateConfig(ModelPlotConfig):
     of: Annotated[Literal["tokens", "positions"], "what moves"] = "tokens"
     method: Annotated[
-        Literal["pca", "tsne"], "how many dimensions become two; tsne needs scikit-learn"
+        Literal["pca", "tsne"], "projection to two dimensions; tsne needs scikit-learn"
     ] = "pca"
     highlight: Annotated[
         tuple[str, ...],
-        "characters or positions in a colour of their own, as in aeiou, 0-9 or 12-14; several times",
+        "characters or positions to colour, as in aeiou, 0-9 or 12-14; may be repeated",
+        "not empty",
     ] = ()
-    endings = (".gif",)
+    suffixes = (".gif",)
 
     def problems(self):
-        return ["show=True: an animation is a file; open it in a browser"] if self.show else []
+        problems = super().problems()
+        if self.show:
+            problems.append("show=True: an animation is a file; open it in a browser")
+        return problems
 
 
-def animate(options):
-    """How embeddings find their places in a run that was trained with snapshot_interval, as a GIF."""
-    from seugpt.plots.embeddings import animate, highlighted, token_rows
+def plot_animation(config):
+    """How embeddings move during a run trained with snapshot_interval, as a GIF."""
+    from seugpt.plots.embeddings import (
+        animate_embeddings,
+        choose_tokens,
+        frame_captions,
+        highlight_groups,
+    )
 
-    found = snapshots.steps_of(options.out)
-    if not found:
+    snapshots = find_snapshots(config.source)
+    if not snapshots:
         raise DataError(
-            f"{options.out} has no snapshots. Train with --snapshot_interval=100, and animate again"
+            f"{config.source} has no snapshots. Train with --snapshot_interval=100 first"
         )
-    tokens, rows = token_rows(weights.tokenizer_of(weights.load(options.out)))
-    states = [snapshots.load_embeddings(path) for path in found.values()]
-    if options.of == "tokens":
-        tables = [state["wte"][rows] for state in states]
+    tokens, ids = choose_tokens(tokenizer_of(load_pretrained(config.source)))
+    embeddings = [load_embeddings(path) for path in snapshots.values()]
+    if config.of == "tokens":
+        tables = [arrays["wte"][ids] for arrays in embeddings]
     else:
-        tables = [learned_positions(state.get("wpe"), options.out) for state in states]
+        tables = [learned_positions(arrays.get("wpe"), config.source) for arrays in embeddings]
         tokens = [str(n).encode() for n in range(len(tables[0]))]
-    groups = highlighted(options.highlight, tokens, options.of)
-    captions = snapshots.captions(options.out, list(found))
-    path = options.path(f"animation-{options.of}.gif")
-    return animate(path, tables, captions, tokens, options.of, groups, options.method)
+    groups = highlight_groups(config.highlight, tokens, config.of)
+    captions = frame_captions(config.source, list(snapshots))
+    path = config.path(f"animation-{config.of}.gif")
+    return animate_embeddings(path, tables, captions, tokens, config.of, groups, config.method)
 
 
 @dataclass(frozen=True)
-class TextPicture(Picture):
-    text: Annotated[str | None, "what the model reads: a text, or FILE:path of a UTF-8 file"] = None
+class TextPlotConfig(ModelPlotConfig):
+    text: Annotated[str | None, "what the model reads: a text, or FILE:path"] = None
 
     def problems(self):
-        given = self.text not in (None, "", "FILE:")
-        return (
-            []
-            if given
-            else ['text= is missing: give --text="Once upon a time", or --text=FILE:path']
-        )
+        problems = super().problems()
+        if self.text in (None, "", "FILE:"):
+            problems.append('text= is missing: give --text="Once upon a time", or --text=FILE:path')
+        return problems
 
 
 @dataclass(frozen=True)
-class AttentionPicture(TextPicture):
-    layer: Annotated[int | None, "this one alone, from 0; None: all"] = None
-    head: Annotated[int | None, "this one alone, from 0; None: all"] = None
+class AttentionConfig(TextPlotConfig):
+    layer: Annotated[int | None, "show this layer only, counted from 0; None: all"] = None
+    head: Annotated[int | None, "show this head only, counted from 0; None: all"] = None
 
 
-def attention(options):
-    """Where each token of a text looks: a map for every head, a large one with --layer=2 --head=0."""
-    from seugpt.plots.attention import maps
+def plot_attention(config):
+    """Where each token of a text looks: a map of every head, or with --layer and --head of one."""
+    from seugpt.plots.attention import plot_attention_maps
 
-    return maps(
-        options.path("attention.png"),
-        options.out,
-        options.text,
-        options.layer,
-        options.head,
-        options.show,
+    path = config.path("attention.png")
+    return plot_attention_maps(
+        path, config.source, config.text, config.layer, config.head, config.show
     )
 
 
-def heads(options):
-    """What each head looks at, in the mean over a text, which may be long: --text=FILE:book.txt."""
-    from seugpt.plots.attention import habits
+def plot_heads(config):
+    """What each head looks at, averaged over a text, which may be long: --text=FILE:book.txt."""
+    from seugpt.plots.attention import plot_attention_patterns
 
-    return habits(options.path("heads.png"), options.out, options.text, options.show)
+    return plot_attention_patterns(
+        config.path("heads.png"), config.source, config.text, config.show
+    )
 
 
 @dataclass(frozen=True)
-class NextPicture(TextPicture):
-    temperature: Annotated[tuple[float, ...], "as in sample.py; may be given several times"] = (
+class NextConfig(TextPlotConfig):
+    temperature: Annotated[tuple[float, ...], "as in sample.py; may be repeated", ">= 0"] = (
         0.5,
         1.0,
         1.5,
     )
-    top_k: Annotated[int | None, "as in sample.py"] = None
-    top_p: Annotated[float, "as in sample.py"] = 1.0
-    bars: Annotated[int, "how many tokens have a bar of their own"] = 15
-    samples: Annotated[int, "how often the token is drawn"] = 1000
+    top_k: Annotated[int | None, "as in sample.py", ">= 0"] = None
+    top_p: Annotated[float, "as in sample.py", "> 0", "<= 1"] = 1.0
+    bars: Annotated[int, "tokens that get a bar of their own", ">= 1", "<= 100"] = 15
+    samples: Annotated[int, "draws of the next token", ">= 1", "<= 1000000"] = 1000
 
     def problems(self):
         problems = super().problems()
-        problems += [] if 1 <= self.bars <= 100 else [f"bars={self.bars} must be 1 to 100"]
-        problems += (
-            [] if 1 <= self.samples <= 10**6 else [f"samples={self.samples} must be 1 to 1000000"]
-        )
-        problems += (
-            [] if 1 <= len(self.temperature) <= 4 else ["temperature= may be given 1 to 4 times"]
-        )
-        try:
-            self.samplings()
-        except ValueError as error:
-            problems.append(str(error))
+        if not 1 <= len(self.temperature) <= 4:
+            problems.append("temperature= may be given 1 to 4 times")
         return problems
 
-    def samplings(self):
-        return [Sampling(temperature, self.top_k, self.top_p) for temperature in self.temperature]
+
+def plot_next(config):
+    """The next token after a text: probabilities at several temperatures, and how often drawn."""
+    from seugpt.plots.predictions import plot_next_token
+
+    params_list = [SamplingParams(t, config.top_k, config.top_p) for t in config.temperature]
+    counts = (config.bars, config.samples)
+    path = config.path("next.png")
+    return plot_next_token(path, config.source, config.text, params_list, *counts, config.show)
 
 
-def following(options):
-    """The next token after a text: how likely each one is at several temperatures, and how often it is drawn."""
-    from seugpt.plots.predictions import following
-
-    given = (options.samplings(), options.bars, options.samples)
-    return following(options.path("next.png"), options.out, options.text, *given, options.show)
-
-
-def surprise(options):
+def plot_surprisal(config):
     """A text in colours: how much each token surprised the model, in bits."""
-    from seugpt.plots.predictions import surprises
+    from seugpt.plots.predictions import plot_surprisal
 
-    return surprises(options.path("surprise.png"), options.out, options.text, options.show)
+    return plot_surprisal(config.path("surprisal.png"), config.source, config.text, config.show)
 
 
-def lens(options):
-    """What each layer would say next, were it the last: the logit lens."""
-    from seugpt.plots.predictions import lens
+def plot_logit_lens(config):
+    """What each layer would predict next if it were the last: the logit lens."""
+    from seugpt.plots.predictions import plot_logit_lens
 
-    return lens(options.path("lens.png"), options.out, options.text, options.show)
+    return plot_logit_lens(config.path("logit_lens.png"), config.source, config.text, config.show)
 
 
 COMMANDS = {
-    "embeddings": (embeddings, EmbeddingsPicture),
-    "animate": (animate, Animation),
-    "loss": (loss, LossPicture),
-    "activations": (activations, Picture),
-    "attention": (attention, AttentionPicture),
-    "heads": (heads, TextPicture),
-    "next": (following, NextPicture),
-    "surprise": (surprise, TextPicture),
-    "lens": (lens, TextPicture),
+    "loss": (plot_loss, LossConfig),
+    "embeddings": (plot_embeddings, EmbeddingsConfig),
+    "animate": (plot_animation, AnimateConfig),
+    "activations": (plot_activations, ModelPlotConfig),
+    "attention": (plot_attention, AttentionConfig),
+    "heads": (plot_heads, TextPlotConfig),
+    "next": (plot_next, NextConfig),
+    "surprisal": (plot_surprisal, TextPlotConfig),
+    "logit_lens": (plot_logit_lens, TextPlotConfig),
 }
 
 
 def main(argv=None):
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     with command():
-        if name in ("-h", "--help"):
-            return print(__doc__)
-        if name not in COMMANDS:
-            raise ConfigError(
-                f"{name} is none of {', '.join(COMMANDS)}; see python visualize.py --help"
-            )
-        draw, options_class = COMMANDS[name]
-        (options,) = Options(
-            rest, options_class, description=draw.__doc__, positional="out"
-        ).build()
-        with memory_guard("a shorter --text, or a smaller model"):
-            print(f"written: {draw(options)}")
+        name, rest = split_subcommand(argv, COMMANDS, __doc__)
+        plot, config_class = COMMANDS[name]
+        [config] = parse_configs(rest, config_class, description=plot.__doc__, positional="out_dir")
+        with out_of_memory_advice("use a shorter --text, or a smaller model"):
+            print(f"written: {plot(config)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-# GPT-2 774M with OpenAI's own weights, read and not trained: its loss over OpenWebText, which it was not trained on.
-# Expect: 2.66 and 2.67 over train and val (nanoGPT's README, of its split); not measured here.
-# Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2, or nanoGPT's train.bin and val.bin
-init_from = "gpt2-large"  # 3.2 GB, fetched once
+# Evaluate OpenAI's GPT-2 774M on OpenWebText, without training it.
+# Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2, or nanoGPT's files.
+# Expect: train loss 2.66, val loss 2.67 (nanoGPT's README, on its own split); not measured here.
+init_from = "gpt2-large"  # a download of 3.2 GB, once
 dataset = "openwebtext"
 eval_only = True
 

@@ -1,5 +1,6 @@
-# Tiny Shakespeare by characters on a GPU, as fast as we can, 10.7M parameters. Data: python prepare.py shakespeare_char
-# Expect: validation loss 1.47; its time on a GPU is not measured. fast_shakespeare_char_cpu.py's recipe, larger.
+# Tiny Shakespeare by characters on a GPU, trained as fast as we can; 10.7M parameters.
+# Data: python prepare.py shakespeare_char
+# Expect: validation loss 1.47; its time on a GPU is not measured.
 out_dir = "out-fast-shakespeare-char"
 dataset = "shakespeare_char"
 
@@ -16,7 +17,7 @@ position = "rope"
 mlp = "relu2"
 qk_norm = True
 tie_embeddings = False
-embedding_std = 0.3  # docs/SPEED.md says what each choice is worth
+embedding_std = 0.3  # docs/SPEED.md has the gain of each choice
 
 optimizer = "muon"
 muon_lr = 0.02

@@ -1,5 +1,6 @@
-# Tiny Shakespeare by characters on a laptop, 0.4M parameters, in seconds. Data: python prepare.py shakespeare_char
-# Expect: validation loss 1.83 (20 batches) after 4 seconds of training, 10 of the whole command, on 2 CPU cores.
+# Tiny Shakespeare by characters on a laptop, in seconds; 0.4M parameters.
+# Data: python prepare.py shakespeare_char
+# Expect: validation loss 1.83 (20 batches) after 4 s of training, 10 s in all, on 2 CPU cores.
 out_dir = "out-fast-shakespeare-char-cpu"
 dataset = "shakespeare_char"
 
@@ -16,7 +17,7 @@ position = "rope"
 mlp = "relu2"
 qk_norm = True
 tie_embeddings = False
-embedding_std = 0.3  # docs/SPEED.md says what each choice is worth
+embedding_std = 0.3  # docs/SPEED.md has the gain of each choice
 
 optimizer = "muon"
 muon_lr = 0.02

@@ -1,5 +1,6 @@
-# Fine-tune GPT-2 on Shakespeare at a constant rate. Data: python prepare.py shakespeare
-# Expect: not measured here (the weights, 6.4 GB for gpt2-xl, could not be reached); gpt2 is the smallest, 0.5 GB.
+# Fine-tune GPT-2 on Shakespeare at a constant learning rate.
+# Data: python prepare.py shakespeare
+# Expect: not measured here. The weights of gpt2-xl are 6.4 GB; those of gpt2, the smallest, 0.5 GB.
 out_dir = "out-shakespeare"
 dataset = "shakespeare"
 init_from = "gpt2-xl"
@@ -7,7 +8,7 @@ init_from = "gpt2-xl"
 eval_interval = 5
 eval_iters = 40
 
-# 32 sequences x 1024 tokens = 32,768 tokens in a step; the training split has 301,966, so 20 steps pass over it twice
+# 32 sequences x 1024 tokens = 32,768 tokens a step; the training split has 301,966: 2 epochs
 gradient_accumulation_steps = 32
 batch_size = 1
 max_iters = 20

@@ -1,5 +1,6 @@
-# GPTLab's small-GPU model, 10.7M parameters, on Machado de Assis. Data: python prepare.py machado_char
-# Expect: loss 1.44 after about 30 minutes on a GPU with 4 GB (GPTLab's README); not measured here.
+# GPTLab's small-GPU model on short stories by Machado de Assis, by characters; 10.7M parameters.
+# Data: python prepare.py machado_char
+# Expect: loss 1.44 after about 30 minutes on a GPU of 4 GB (GPTLab's README); not measured here.
 out_dir = "out-gptlab-gpu"
 dataset = "machado_char"
 
@@ -12,7 +13,7 @@ n_head = 6
 n_embd = 384
 dropout = 0.2
 
-# torch's AdamW as it comes, at a constant rate
+# torch's defaults for AdamW, at a constant learning rate
 learning_rate = 3e-4
 decay_lr = False
 weight_decay = 0.01

@@ -1,11 +1,12 @@
-# A small Llama on Python's own documentation, by characters. Data: python prepare.py python_docs
-# Expect: validation loss 1.37 in half a minute on 2 CPU cores; text that reads like English from afar.
+# A small Llama on Python's own documentation, by characters; 0.6M parameters.
+# Data: python prepare.py python_docs
+# Expect: validation loss 1.37 in half a minute on 2 CPU cores; text that looks like English.
 out_dir = "out-quickstart"
 dataset = "python_docs"
 
 gradient_accumulation_steps = 1
 batch_size = 12
-block_size = 128  # characters that the model sees at once
+block_size = 128  # context length, in characters
 
 n_layer = 3
 n_head = 4
@@ -15,7 +16,7 @@ position = "rope"
 norm = "rmsnorm"
 mlp = "swiglu"
 tie_embeddings = False
-embedding_std = 0.3  # docs/SPEED.md says what each choice is worth
+embedding_std = 0.3  # docs/SPEED.md has the gain of each choice
 
 optimizer = "muon"
 muon_lr = 0.02

@@ -1,8 +1,9 @@
-# Tier 2 of "Seu GPT": BPE tokens, 17.5M parameters, TinyStories (huggingface.co/datasets/roneneldan/TinyStories).
-# Expect: stories of 3 to 5 coherent sentences after 1 to 2 hours on an RTX 3090 ("Seu GPT"); not measured here.
-#
-#   python prepare.py tinystories --input=TinyStoriesV2-GPT4-train.txt --val_input=TinyStoriesV2-GPT4-valid.txt \
-#       --tokenizer=bpe --vocab_size=8192
+# Tier 2 of "Seu GPT": TinyStories (huggingface.co/datasets/roneneldan/TinyStories) in BPE tokens;
+# 17.5M parameters.
+# Data: python prepare.py tinystories --tokenizer=bpe --vocab_size=8192 \
+#           --input=TinyStoriesV2-GPT4-train.txt --val_input=TinyStoriesV2-GPT4-valid.txt
+# Expect: stories of 3 to 5 coherent sentences after 1 to 2 hours on an RTX 3090 ("Seu GPT"); not
+# measured here.
 out_dir = "out-tinystories"
 dataset = "tinystories"
 

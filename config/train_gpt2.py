@@ -1,5 +1,6 @@
-# GPT-2 124M from scratch. Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2
-# Expect: loss about 2.85 after 4 to 5 days on 8 A100 40GB with OpenWebText (nanoGPT's README); not measured here.
+# GPT-2 124M from scratch on OpenWebText.
+# Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2
+# Expect: loss about 2.85 after 4 to 5 days on 8 A100 40GB (nanoGPT's README); not measured here.
 #
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 out_dir = "out-gpt2"
@@ -7,16 +8,16 @@ dataset = "openwebtext"
 wandb_project = "owt"
 wandb_run_name = "gpt2-124M"
 
-# 5 micro-batches x 8 GPUs x 12 sequences x 1024 tokens = 491,520 tokens in a step
+# 5 micro-batches x 8 GPUs x 12 sequences x 1024 tokens = 491,520 tokens a step
 gradient_accumulation_steps = 5 * 8
 batch_size = 12
 block_size = 1024
 
-vocab_size = 50304  # GPT-2's 50,257 rounded up to a multiple of 64, which matrix units like
+vocab_size = 50304  # GPT-2's 50,257 rounded up to a multiple of 64, for the GPU's matrix units
 n_layer = 12
 n_head = 12
 n_embd = 768
-dropout = 0.0  # the data is never seen twice, so there is nothing to regularize
+dropout = 0.0  # as usual in pretraining
 bias = False
 
 learning_rate = 6e-4

@@ -1,5 +1,7 @@
-# Tiny Shakespeare by characters in a Llama's architecture, 9.5M parameters. Data: python prepare.py shakespeare_char
-# Expect: a lower loss than with the architecture of GPT-2 (docs/architecture.md says how much); as it is: not measured.
+# Tiny Shakespeare by characters in a Llama architecture; 9.5M parameters.
+# Data: python prepare.py shakespeare_char
+# Expect: not measured here. docs/architecture.md has the gain over GPT-2's architecture at a
+# smaller size.
 out_dir = "out-modern-char"
 eval_interval = 250
 eval_iters = 200
@@ -15,12 +17,12 @@ n_head = 6
 n_embd = 384
 dropout = 0.2
 
-# Llama's choices; python export.py makes a LlamaForCausalLM of it. qk_norm=True lowers the loss further, but has no
-# place there.
+# Llama's choices, which export.py writes as a LlamaForCausalLM. qk_norm=True would lower the loss
+# further, but Llama has no such norm.
 position = "rope"
 norm = "rmsnorm"
 mlp = "swiglu"
-n_kv_head = 2  # three heads of queries share one of keys and values
+n_kv_head = 2  # three query heads share a key/value head
 bias = False
 
 learning_rate = 1e-3

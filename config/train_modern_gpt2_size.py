@@ -1,5 +1,6 @@
-# A Llama of GPT-2's size, 114M parameters. Data: .npy shards in data/fineweb_edu (README, Data prepared elsewhere)
-# Expect: not measured here. Everything but the architecture is train_gpt2.py's, so that the two compare.
+# A Llama of GPT-2's size, 114M parameters; all but the architecture is as in train_gpt2.py.
+# Data: .npy shards in data/fineweb_edu (README, Data prepared elsewhere)
+# Expect: not measured here.
 #
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_modern_gpt2_size.py
 out_dir = "out-modern-gpt2"
@@ -7,7 +8,7 @@ dataset = "fineweb_edu"
 wandb_project = "fineweb"
 wandb_run_name = "modern-124M"
 
-# 5 micro-batches x 8 GPUs x 12 sequences x 1024 tokens = 491,520 tokens in a step
+# 5 micro-batches x 8 GPUs x 12 sequences x 1024 tokens = 491,520 tokens a step
 gradient_accumulation_steps = 5 * 8
 batch_size = 12
 block_size = 1024
@@ -21,7 +22,7 @@ dropout = 0.0
 position = "rope"
 norm = "rmsnorm"
 mlp = "swiglu"  # 2,048 channels: as many parameters as 3,072 with GELU
-n_kv_head = 4  # a third of GPT-2's cache of keys and values
+n_kv_head = 4  # a third of GPT-2's KV cache
 bias = False
 
 learning_rate = 6e-4

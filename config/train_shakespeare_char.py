@@ -1,7 +1,8 @@
-# Tiny Shakespeare by characters, 10.7M parameters: nanoGPT's first example. Data: python prepare.py shakespeare_char
-# Expect: validation loss 1.4697 in about 3 minutes on an A100 (nanoGPT's README); not measured here.
+# Tiny Shakespeare by characters, nanoGPT's first example; 10.7M parameters.
+# Data: python prepare.py shakespeare_char
+# Expect: validation loss 1.4697 in 3 minutes on an A100 (nanoGPT's README); not measured here.
 out_dir = "out-shakespeare-char"
-eval_interval = 250  # often, because it will overfit
+eval_interval = 250  # often, because the model will overfit
 eval_iters = 200
 log_interval = 10
 always_save_checkpoint = False
@@ -19,9 +20,9 @@ n_head = 6
 n_embd = 384
 dropout = 0.2
 
-learning_rate = 1e-3  # a small model bears more
+learning_rate = 1e-3  # small models tolerate a higher one
 max_iters = 5000
 lr_decay_iters = 5000
 min_lr = 1e-4
-beta2 = 0.99  # few tokens in a step: average over more of them
+beta2 = 0.99  # few tokens a step: average over more steps
 warmup_iters = 100

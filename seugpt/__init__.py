@@ -1,1 +1,1 @@
-"""What stands behind the commands, one package for each subject. Nothing here is run by hand."""
+"""What stands behind the commands, one package per subject. Nothing here is run by hand."""

@@ -1,25 +1,36 @@
-"""What ends a command with one message and exit code 2."""
+"""Errors that end a command with one message and exit code 2.
+
+Anything else is a bug and keeps its traceback.
+"""
 
 
 class UserError(ValueError):
-    """What a user can put right: its message says what is wrong, the value, the limit and the next command."""
+    """Something the user can fix.
+
+    The message says what is wrong, the value, the limit and the next command.
+    """
 
 
 class ConfigError(UserError):
-    """A user's mistake in the options: one message, several lines where there are several problems."""
+    """Invalid options."""
 
 
 class DataError(UserError):
-    """A problem with a data set, a text or a download, and what to do about it."""
+    """A missing, damaged or unsuitable text, data set, tokenizer or download."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written, is not there, or is not one of ours."""
+    """A checkpoint or pretrained model that cannot be written, found, read or used."""
 
 
 class DeviceError(UserError):
-    """A device or number format that was asked for and is not there."""
+    """A device, dtype or amount of memory that this machine does not have."""
 
 
 class TrainingError(UserError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
+
+
+def one_line(error, max_chars=300):
+    """An exception of any type as one line for a message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:max_chars]

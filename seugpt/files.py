@@ -1,20 +1,26 @@
-"""Text and tokens: tokenizers, the token files, the built-in corpora. Nothing here imports torch."""
+"""Files that survive crashes: atomic writes, and one writer at a time in a folder."""
 
 import contextlib
 import errno
 import os
 import re
+import socket
 from pathlib import Path
+
+from seugpt.errors import ConfigError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def replacing_all(*paths):
-    """Temporary names beside `paths` to write to. When the body ends well the files take the places of `paths`, in
-    this order, once all of them are whole and on the disk; when it fails, `paths` are what they were."""
+def atomic_write_all(*paths):
+    """Yields temporary paths to write to; they replace `paths`, in order, if the body succeeds.
+
+    All of them are complete and on the disk before the first replaces its file. If the body fails,
+    `paths` are unchanged.
+    """
     paths = [Path(path) for path in paths]
     temporaries = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
-    for path in paths:
-        remove_abandoned(path)
     try:
         yield temporaries
         for temporary in temporaries:
@@ -23,11 +29,7 @@ def replacing_all(*paths):
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-        ):  # write(2) does not know the name of its file
+        if error.errno in DISK_FULL:  # write(2) does not know the name of its file
             error.filename = str(paths[0].parent)
         raise
     finally:
@@ -36,28 +38,46 @@ def replacing_all(*paths):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """replacing_all for one file, which is at every moment either the old one or the new one, whole."""
-    with replacing_all(path) as [temporary]:
+def atomic_write(path):
+    """atomic_write_all for one file: at every moment it is the old or the new one, complete."""
+    with atomic_write_all(path) as [temporary]:
         yield temporary
 
 
-def remove_abandoned(path):
-    """Remove what processes that were killed while they wrote to `path` have left behind."""
-    for file in path.parent.iterdir():
-        match = re.fullmatch(re.escape(f".{path.name}.") + r"(\d+)\.tmp", file.name)
-        if match and not process_exists(int(match[1])):
-            with contextlib.suppress(OSError):
-                file.unlink()
+def lock_folder(folder):
+    """Make `folder` this process's own to write to, and remove what killed writers left there.
 
-
-def process_exists(pid):
-    """Whether this machine has such a process. On Windows, where to ask so would end it, always True."""
+    Returns the open lock file; closing it releases the lock, as does the end of the process,
+    however it ends. Raises ConfigError if another process holds the lock.
+    """
+    file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115, open while the lock is held
     try:
-        if os.name != "nt":
-            os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
+        lock_file(file)
+    except (BlockingIOError, PermissionError):  # PermissionError on Windows
+        file.seek(0)
+        owner = file.readline().strip() or "another process"
+        file.close()
+        raise ConfigError(
+            f"{folder} is in use by {owner}. Wait until it ends, stop it, or choose another folder"
+        ) from None
+    except OSError:  # a network file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+    return file
+
+
+def lock_file(file):
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(1 << 30)  # a byte far behind the text, so that the text stays readable
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

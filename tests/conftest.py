@@ -1,83 +1,109 @@
-"""A folder of its own for every test, a small data set in it, and the options of a run of seconds."""
+"""Fixtures: a folder for each test, a small data set, trained runs, command lines."""
 
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: for models this small, threads that wait cost the most
+# Before torch is imported: models this small lose more to threads than they gain.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
 import prepare
+import train
 from seugpt.data.tokenizer import read_spec
 from tests.helpers import EVAL_TEXT, RUN, gpt2_or_skip
 
-for name in (
-    "SIGINT",
-    "SIGHUP",
-):  # ignored in the background of a script, under nohup; processes of tests inherit it
-    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
-        signal.signal(
-            getattr(signal, name),
-            signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL,
-        )
+TRAINED = {
+    **RUN,
+    "max_iters": 30,
+    "lr_decay_iters": 30,
+    "eval_interval": 10,
+    "snapshot_interval": 10,
+}
+
+# Under nohup, and in a background job of a script, these are ignored; child processes inherit that.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    signum = getattr(signal, name, None)
+    if signum and signal.getsignal(signum) == signal.SIG_IGN:
+        signal.signal(signum, handler)
 
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """An empty current folder: data/ and out_dir are relative to it."""
+    """An empty current folder; data/ and out_dir are relative to it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.fixture
-def tiny(workspace):
-    """data/tiny, by characters: 6,000 of them, with accents, in words that repeat."""
-    dice = random.Random(0)
+@pytest.fixture(scope="session")
+def tiny_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = random.Random(0)
     words = "o menino viu a maçã e não comeu; \n".split(" ")
-    (workspace / "tiny.txt").write_text(
-        " ".join(dice.choices(words, k=2000))[:6000], encoding="utf-8"
-    )
-    prepare.main(["tiny", "--input=tiny.txt"])
+    text = " ".join(rng.choices(words, k=2000))[:6000]
+    (folder / "tiny.txt").write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare.main(["tiny", "--input=tiny.txt"])
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_once, workspace):
+    """A folder with tiny.txt, 6,000 characters of repeated words, and data/tiny made from it."""
+    shutil.copytree(tiny_once, workspace, dirs_exist_ok=True)
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def trained_once(tiny_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(tiny_once, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train.main([f"--{name}={value}" for name, value in TRAINED.items()])
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, workspace):
+    """The folder of `tiny` with a finished run of 30 steps, and its snapshots, in out/."""
+    shutil.copytree(trained_once, workspace, dirs_exist_ok=True)
     return workspace
 
 
 @pytest.fixture(params=["char", "bpe", "gpt2"])
 def eval_spec(request, workspace):
-    """The tokenizer's description of data/text, whose validation split is EVAL_TEXT and in val.txt."""
+    """The tokenizer spec of data/text, whose validation split is EVAL_TEXT, also in val.txt."""
     if request.param == "gpt2":
         gpt2_or_skip()
     Path("train.txt").write_text(EVAL_TEXT * 3, encoding="utf-8")
     Path("val.txt").write_text(EVAL_TEXT, encoding="utf-8")
-    options = [
-        "--input=train.txt",
-        "--val_input=val.txt",
-        f"--tokenizer={request.param}",
-        "--vocab_size=300",
-    ]
-    prepare.main(["text", *options])
+    files = ["--input=train.txt", "--val_input=val.txt"]
+    prepare.main(["text", *files, f"--tokenizer={request.param}", "--vocab_size=300"])
     return read_spec("data/text/meta.json")
 
 
 @pytest.fixture
 def run():
-    """run(max_iters=20, ...): the command line of a run on data/tiny, with changes."""
+    """run(max_iters=20, ...): the train.py command line of RUN, with these changes."""
     return lambda **changes: [f"--{name}={value}" for name, value in {**RUN, **changes}.items()]
 
 
 @pytest.fixture
 def refused(capsys):
-    """refused(main, *argv): the one message with which the command ends, exit code 2 and no traceback."""
+    """refused(main, *argv): the one-line message with which a command exits with code 2."""
 
     def call(main, *argv):
         capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as exit_info:
             main(list(argv))
         message = capsys.readouterr().err
-        assert exit.value.code == 2 and message.count("\n") == 1, message
+        assert exit_info.value.code == 2, message
+        assert message.count("\n") == 1, message
         return message
 
     return call

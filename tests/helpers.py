@@ -1,4 +1,4 @@
-"""What several tests share: runs and their files, processes, models away from their initial weights, tokenizers."""
+"""Shared by many tests: runs, processes, reference models, tokenizers, documentation pages."""
 
 import atexit
 import json
@@ -18,65 +18,72 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
 from model import GPT, ModelConfig
-from seugpt.checkpoint import storage as checkpoint
-from seugpt.cli.options import Options
+from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint, save_checkpoint
+from seugpt.cli.config_parser import parse_configs
 from seugpt.data.tokenizer import gpt2_tokenizer, load_tokenizer
-from seugpt.data.tokenizer_json import BYTES
+from seugpt.data.tokenizer_json import CHAR_TO_BYTE
 from seugpt.errors import DataError
 from train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 TEXT = "O menino viu a maçã — e não comeu.\r\n\tSíssifo 🦜🦜 disse: 'não!' 12345 ==>  fim\n\n"
-RUN = {  # the options of a run of seconds on data/tiny
-    "dataset": "tiny", "out_dir": "out", "device": "cpu", "compile": False, "dtype": "float32",
-    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.0,
-    "batch_size": 4, "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-2, "min_lr": 1e-3, "warmup_iters": 2, "lr_decay_iters": 10,
-    "max_iters": 10, "eval_interval": 5, "eval_iters": 2, "log_interval": 1,
-}  # fmt: skip
-STATE = ("model", "optimizer", "scaler", "generators", "step", "best_val_loss", "val_loss")
+RUN = {  # the options of a run on data/tiny that takes seconds
+    "dataset": "tiny",
+    "out_dir": "out",
+    "device": "cpu",
+    "compile": False,
+    "dtype": "float32",
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 32,
+    "block_size": 16,
+    "dropout": 0.0,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-2,
+    "min_lr": 1e-3,
+    "warmup_iters": 2,
+    "lr_decay_iters": 10,
+    "max_iters": 10,
+    "eval_interval": 5,
+    "eval_iters": 2,
+    "log_interval": 1,
+}
+STATE_KEYS = ("model", "optimizer", "scaler", "rng_states", "train_state", "step", "val_loss")
 BLOCK_SIZE = 16  # of save_perturbed_gpt
 EVAL_TEXT = (
     "O menino viu a maçã — 🦜🦜 e não comeu.\n\n\tSíssifo disse: 'não!' 12345 ação\n" * 4 + "maçã"
 )
+LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "norm_eps": 1e-6}
 EVAL_ARCHITECTURES = {
     "gpt2": {"bias": True},
-    "llama": {
-        "position": "rope",
-        "norm": "rmsnorm",
-        "mlp": "swiglu",
-        "n_kv_head": 2,
-        "tie_embeddings": False,
-    },
+    "llama": {**LLAMA, "n_kv_head": 2, "tie_embeddings": False},
     "other": {"qk_norm": True, "logit_softcap": 5.0, "mlp": "relu2", "n_kv_head": 1},
 }
-LLAMA = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "norm_eps": 1e-6}
 
 
 # Runs and their files
 
 
 def logged_metrics(out_dir="out"):
-    """The lines of a run's metrics.jsonl."""
-    return [
-        json.loads(line)
-        for line in Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    """The lines of a run's metrics.jsonl, as dictionaries."""
+    text = Path(out_dir, "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def logged_values(out_dir, key):
-    """What metrics.jsonl has under one key, in its order."""
+    """The values logged under one key of metrics.jsonl, in order."""
     return [line[key] for line in logged_metrics(out_dir) if key in line]
 
 
 def resume_state(out_dir):
-    """What latest.pt has of a run, without the paths and options that may differ between two equal runs."""
-    content = checkpoint.load(Path(out_dir, "latest.pt"), checkpoint.TO_RESUME)
-    return {name: content[name] for name in STATE}
+    """What two equal runs must agree on in latest.pt; their paths and options may differ."""
+    ckpt = load_checkpoint(Path(out_dir, "latest.pt"), RESUME_KEYS)
+    return {key: ckpt[key] for key in STATE_KEYS}
 
 
 def nested_equal(a, b):
-    """Equality of nested dictionaries, lists and tensors, bit for bit."""
+    """Whether nested dictionaries, lists and tensors are equal bit for bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -87,51 +94,57 @@ def nested_equal(a, b):
 
 
 def train_configs(argv):
-    """(ModelConfig, TrainConfig) of a command line of train.py. Raises ConfigError."""
-    return Options(argv, ModelConfig, TrainConfig, description="Test.").build()
+    """(ModelConfig, TrainConfig) of a train.py command line. Raises ConfigError."""
+    return parse_configs(argv, ModelConfig, TrainConfig, description="Test.")
 
 
 # Processes
 
 
 def run_python(*words, cwd=ROOT, **environment):
-    """Run `python words...` as a process of its own, to its end."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **environment,
-    }
-    command = [sys.executable, *map(str, words)]
+    """Run `python words...` in a process of its own and wait for it."""
+    base = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
-        command, capture_output=True, encoding="utf-8", cwd=cwd, env=environment, timeout=300
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=cwd,
+        env={**base, **environment},
+        timeout=300,
     )
 
 
 def torchrun(*argv, ranks=2, restarts=0, script=ROOT / "train.py"):
-    """Run a script under torchrun in the current folder, to its end."""
+    """Run a script under torchrun in the current folder and wait for it."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return run_python(*launcher, f"--max_restarts={restarts}", script, *argv, cwd=None)
 
 
 def start_script(argv, *launcher, script=ROOT / "train.py"):
-    """A process of train.py in the current folder, which goes on; its output is in the file `output`."""
+    """Start a script in the current folder, its output redirected to the file `output`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, *launcher, str(script), *argv]
     with open("output", "w", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
-    atexit.register(process.kill)  # of a test that fails
+    atexit.register(process.kill)  # in case the test fails
     return process
 
 
-def wait_for_output(process, words):
-    """Wait until the process has written these words to the file `output`."""
+def wait_until(condition, process):
+    """Poll until condition() is true, and return its value. Fails if the process ends first."""
     deadline = time.monotonic() + 120
-    while words not in (text := Path("output").read_text(encoding="utf-8")):
-        assert process.poll() is None and time.monotonic() < deadline, text
+    while not (value := condition()):
+        is_running = process.poll() is None and time.monotonic() < deadline
+        assert is_running, Path("output").read_text(encoding="utf-8")
         time.sleep(0.01)
+    return value
+
+
+def wait_for_output(process, words):
+    """Wait until the process has written `words` to the file `output`."""
+    wait_until(lambda: words in Path("output").read_text(encoding="utf-8"), process)
 
 
 # Models
@@ -139,7 +152,10 @@ def wait_for_output(process, words):
 
 @torch.no_grad()
 def perturb(model, std=0.1):
-    """The model in eval mode, away from its initial weights: fresh biases are zero, and fresh norms do nothing."""
+    """Add noise to every parameter, and put the model in eval mode. Returns the model.
+
+    Initially biases are zero and norm weights one, so a test could not tell if they were ignored.
+    """
     torch.manual_seed(0)
     for parameter in model.parameters():
         parameter.add_(std * torch.randn_like(parameter))
@@ -152,48 +168,60 @@ def perturbed_gpt(model_config, std=0.1):
 
 
 def save_perturbed_gpt(spec, path="out/best.pt", padding=0, dataset="text", **changes):
-    """A checkpoint with a model for the tokenizer that `spec` describes; padding: rows beyond its vocabulary."""
-    shape = {"block_size": BLOCK_SIZE, "n_layer": 2, "n_head": 4, "n_embd": 32, **changes}
-    model = perturbed_gpt(
-        ModelConfig(**{"vocab_size": load_tokenizer(spec).vocab_size + padding, **shape})
-    )
-    checkpoint.save(Path(path), {
-        "model": model.state_dict(), "model_config": vars(model.config), "train_config": {"dataset": dataset},
-        "tokenizer": spec, "step": 1, "val_loss": 1.0,
-    })  # fmt: skip
+    """Save a perturbed GPT for the tokenizer `spec` as a checkpoint. Returns the model.
+
+    `padding`: rows of the vocabulary beyond the tokenizer's tokens.
+    """
+    vocab_size = load_tokenizer(spec).vocab_size + padding
+    shape = {"vocab_size": vocab_size, "block_size": BLOCK_SIZE}
+    shape |= {"n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = perturbed_gpt(ModelConfig(**{**shape, **changes}))
+    ckpt = {
+        "model": model.state_dict(),
+        "model_config": vars(model.config),
+        "train_config": {"dataset": dataset},
+        "tokenizer": spec,
+        "step": 1,
+        "val_loss": 1.0,
+    }
+    save_checkpoint(Path(path), ckpt)
     return model
 
 
 class NanoBlock(nn.Module):
-    """A block as nanoGPT computes it, of torch's own parts and with the exact GELU: what its weights mean."""
+    """nanoGPT's block, written independently with torch's layers and the exact GELU."""
 
     def __init__(self, C, n_head):
         super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
-        self.attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C), "c_proj": nn.Linear(C, C)})
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
         self.n_head = n_head
+        self.ln_1 = nn.LayerNorm(C)
+        self.attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C), "c_proj": nn.Linear(C, C)})
+        self.ln_2 = nn.LayerNorm(C)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2)
-                   for part in self.attn["c_attn"](self.ln_1(x)).chunk(3, dim=-1))  # fmt: skip
-        scores = (q @ k.mT / (C // self.n_head) ** 0.5).masked_fill(
-            torch.ones(T, T).triu(1) > 0, -torch.inf
-        )
-        x = x + self.attn["c_proj"]((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C))
+        qkv = self.attn["c_attn"](self.ln_1(x)).view(B, T, 3, self.n_head, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nh, T, hs)
+        future_mask = torch.ones(T, T, dtype=torch.bool).triu(1)
+        scores = (q @ k.mT / (C // self.n_head) ** 0.5).masked_fill(future_mask, -torch.inf)
+        y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, C)
+        x = x + self.attn["c_proj"](y)
         return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x))))
 
 
 class NanoGPT(nn.Module):
+    """nanoGPT's model, with its parameter names."""
+
     def __init__(self, block_size, vocab_size, n_layer, n_head, n_embd, bias):
         super().__init__()
-        parts = {"wte": nn.Embedding(vocab_size, n_embd), "wpe": nn.Embedding(block_size, n_embd)}
-        parts |= {
+        modules = {
+            "wte": nn.Embedding(vocab_size, n_embd),
+            "wpe": nn.Embedding(block_size, n_embd),
             "h": nn.ModuleList(NanoBlock(n_embd, n_head) for _ in range(n_layer)),
             "ln_f": nn.LayerNorm(n_embd),
         }
-        self.transformer = nn.ModuleDict(parts)
+        self.transformer = nn.ModuleDict(modules)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.transformer["wte"].weight = self.lm_head.weight
 
@@ -205,7 +233,7 @@ class NanoGPT(nn.Module):
 
 
 def load_with_transformers(folder):
-    """(model in eval mode, tokenizer) as transformers loads a Hugging Face folder."""
+    """(model in eval mode, tokenizer) of a Hugging Face folder, loaded by transformers."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -223,17 +251,19 @@ def gpt2_or_skip():
 
 
 def llama3_like():
-    """Byte-level BPE that cuts words in its own way and begins each text with a mark, as Llama 3's."""
+    """A byte-level BPE like Llama 3's: its own word pattern, and a begin-of-text token."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    cut = pre_tokenizers.Split(
-        tokenizers.Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated"
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [cut, pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
+    pattern = tokenizers.Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+")
+    split_words = pre_tokenizers.Split(pattern, "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split_words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=sorted(BYTES), special_tokens=["<|begin|>", "</s>"],
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        initial_alphabet=sorted(CHAR_TO_BYTE),
+        special_tokens=["<|begin|>", "</s>"],
+        show_progress=False,
+    )
     tokenizer.train_from_iterator([TEXT * 3], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
@@ -242,7 +272,11 @@ def llama3_like():
 
 
 def llama2_like():
-    """Sentencepiece's form: a blank before each text, blanks as U+2581, single bytes for what it does not know."""
+    """A sentencepiece-style BPE like Llama 2's.
+
+    It puts a space in front of each text, writes spaces as U+2581, and falls back to single bytes
+    for unknown characters.
+    """
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
     for token in ["\u2581", *"omeninvuaçã", "\u2581o", "\u2581m", "\u2581v", "en", "\u2581men"]:
         vocab.setdefault(token, len(vocab))
@@ -253,13 +287,11 @@ def llama2_like():
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
-    steps = [
-        decoders.Replace("\u2581", " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-        decoders.Strip(" ", 1, 0),
-    ]
-    tokenizer.decoder = decoders.Sequence(steps)
+    to_spaces = decoders.Replace("\u2581", " ")
+    strip_first_space = decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence(
+        [to_spaces, decoders.ByteFallback(), decoders.Fuse(), strip_first_space]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
@@ -268,14 +300,14 @@ def llama2_like():
 
 
 def llmc_file(ids, magic=20240520, version=1, tokens=None):
-    """A token file of llm.c's, as bytes."""
+    """The bytes of a token file in llm.c's layout."""
     header = np.zeros(256, dtype="<i4")
     header[:3] = magic, version, len(ids) if tokens is None else tokens
     return header.tobytes() + np.asarray(ids, dtype="<u2").tobytes()
 
 
 def write_token_files(folder, layout, train, val, shards=3):
-    """data/NAME in a layout from elsewhere: nanoGPT (one file for a split), NumPy or llm.c."""
+    """Write a data set in an external layout: nanoGPT (one file per split), NumPy or llm.c."""
     folder.mkdir(parents=True)
     for split, ids in (("train", train), ("val", val)):
         ids = np.asarray(ids, dtype="<u2")
@@ -290,7 +322,7 @@ def write_token_files(folder, layout, train, val, shards=3):
     return folder
 
 
-# Pages
+# Documentation pages
 
 
 README = ROOT / "README.md"
@@ -299,22 +331,26 @@ OPTIONS_TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", r
 
 
 def code_blocks(page):
-    """A page's code blocks, without what a translation may change: comments, and the labels of diagrams."""
-    for language, block in re.findall(
-        r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
-    ):
+    """(language, text) of a page's code blocks, without comments and the labels of diagrams.
+
+    A translation may change nothing else in them.
+    """
+    text = page.read_text(encoding="utf-8")
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
         yield language, re.sub(r'"[^"]*"' if language == "mermaid" else r" *#.*", "", block)
 
 
 def text_blocks(page):
-    """A page's headings, paragraphs, items and table rows in order, without the code blocks and the options table."""
-    text = re.sub(
-        r"```.*?```", "", OPTIONS_TABLE.sub("", page.read_text(encoding="utf-8")), flags=re.DOTALL
-    )
+    """A page's headings, paragraphs, list items and table rows, in order.
+
+    Code blocks and the options table are left out.
+    """
+    text = OPTIONS_TABLE.sub("", page.read_text(encoding="utf-8"))
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return re.split(r"\n\s*\n|\n(?=[|-] )", text.strip())
 
 
 def untranslated(block):
-    """What a translation leaves as it is: the level of a heading, code between backquotes, numbers, columns."""
+    """What a translation must keep: the heading level, `code`, numbers, the number of columns."""
     found = re.findall(r"^#+ |`[^`]+`|\d+(?:[.,]\d+)*", block)
     return {" ".join(each.split()) for each in found} | {f"{block.count(' |')} columns"}

@@ -1,4 +1,4 @@
-"""The house: which room may import which, and where code may stand."""
+"""The tree: which package may import which, and which files may stand at the top level."""
 
 import ast
 
@@ -7,13 +7,20 @@ import pytest
 from tests.helpers import ROOT
 
 COMMANDS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "model")
-FLOORS = [{"errors", "files", "cli"}, {"data"}, {"checkpoint"}, {"generation", "training", "evaluation"},
-          {"plots", "benchmark"}]  # fmt: skip
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# What stands in seugpt/, lowest layer first; a package may import its own layer and those below.
+LAYERS = (
+    {"errors", "files", "cli"},
+    {"data"},
+    {"checkpoint"},
+    {"generation", "training", "evaluation"},
+    {"plots", "benchmark"},
+)
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
+PACKAGE_FILES = sorted(set(ROOT.glob("seugpt/**/*.py")) - {ROOT / "seugpt" / "__init__.py"})
 
 
 def imports(path):
-    """The names of all modules that a file imports, also those inside its functions."""
+    """The names of all modules that a file imports, including those inside its functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield node.module or ""
@@ -22,33 +29,26 @@ def imports(path):
             yield from (alias.name for alias in node.names)
 
 
-def rooms(path):
-    """The parts of seugpt that a file imports."""
+def packages(path):
+    """The parts of seugpt/ that a file imports."""
     return {name.split(".")[1] for name in imports(path) if name.startswith("seugpt.")}
-
-
-PACKAGE_FILES = sorted(
-    path
-    for path in ROOT.glob("seugpt/**/*.py")
-    if path.name != "__init__.py" or path.parent.name != "seugpt"
-)
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_lead_down(path):
-    """No package imports a command, nor a package of a higher floor."""
+    """No package imports a command or a package of a higher layer."""
     assert not {name.split(".")[0] for name in imports(path)} & set(COMMANDS)
-    room = path.relative_to(ROOT / "seugpt").parts[0].removesuffix(".py")
-    assert all(FLOOR[other] <= FLOOR[room] for other in rooms(path) if other in FLOOR)
-    assert rooms(path) <= set(FLOOR)
+    package = path.relative_to(ROOT / "seugpt").parts[0].removesuffix(".py")
+    assert packages(path) <= set(LAYER_OF)
+    assert all(LAYER_OF[other] <= LAYER_OF[package] for other in packages(path))
 
 
-def test_the_model_needs_nothing_but_an_error():
-    assert rooms(ROOT / "model.py") == {"errors"}
+def test_model_imports_nothing_but_errors():
+    assert packages(ROOT / "model.py") == {"errors"}
 
 
-def test_presets_and_data_are_apart_from_code():
-    """Deleting data/ deletes data alone, and no preset can hide a module of the program."""
+def test_code_stays_out_of_data_config_and_the_top_level():
+    """Deleting data/ deletes only data, and no preset hides a module of the program."""
     assert not list((ROOT / "data").glob("*.py"))
     assert not (ROOT / "config" / "__init__.py").exists()
     assert COMMANDS == ["bench", "evaluate", "export", "prepare", "sample", "train", "visualize"]

@@ -1,7 +1,8 @@
-"""Hugging Face's form of a model, read: a folder with config.json, model.safetensors and tokenizer.json.
+"""Models in Hugging Face's form: a folder with config.json, model.safetensors and tokenizer.json.
 
-Two architectures are known, GPT2LMHeadModel and LlamaForCausalLM (Mistral's without its sliding window is the same).
-What config.json asks for and this program does not compute is refused by name. export.py writes the same form.
+Two architectures are supported, GPT2LMHeadModel and LlamaForCausalLM (Mistral without its sliding
+window is the same). Whatever config.json asks for and this program does not compute is refused by
+name. export.py writes the same form.
 """
 
 import re
@@ -19,90 +20,90 @@ from seugpt.errors import CheckpointError
 HUB = {
     name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 }
-DTYPES = (
-    torch.float32,
-    torch.float16,
-    torch.bfloat16,
-    torch.float64,
-)  # of weights that can be read
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
+EXTRAS = {"safetensors": "0.8.0", "huggingface_hub": "2.4.0"}  # package: version to install
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that can be read
+VOCAB_MULTIPLE = 128  # a vocabulary may be padded up to a multiple of this
+NON_WEIGHTS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # masks, frequencies
 
 LLAMA_NAMES = {
-    "wte": ["model.embed_tokens"], "ln_f": ["model.norm"], "lm_head": ["lm_head"],
-    "ln_1": ["input_layernorm"], "ln_2": ["post_attention_layernorm"],
-    "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "attn.c_proj": ["self_attn.o_proj"],
-    "mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"], "mlp.c_proj": ["mlp.down_proj"],
-}  # fmt: skip
+    "wte": ["model.embed_tokens"],
+    "ln_f": ["model.norm"],
+    "lm_head": ["lm_head"],
+    "ln_1": ["input_layernorm"],
+    "ln_2": ["post_attention_layernorm"],
+    "attn.c_attn": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attn.c_proj": ["self_attn.o_proj"],
+    "mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"],
+    "mlp.c_proj": ["mlp.down_proj"],
+}
 
 
-def extra(package):
-    """An optional package, or CheckpointError with the command that installs it."""
-    versions = {"safetensors": "0.8.0", "huggingface_hub": "2.4.0"}
+def import_extra(package):
+    """An optional package. Raises CheckpointError with the command that installs it."""
     try:
         return __import__(f"{package}.torch" if package == "safetensors" else package)
     except ImportError:
-        command = f"python -m pip install {package}=={versions[package]}"
         raise CheckpointError(
-            f"Hugging Face's models need the package {package}: {command}"
+            f"Hugging Face models need the package {package}: python -m pip install "
+            f"{package}=={EXTRAS[package]}"
         ) from None
 
 
-def download(name):
-    """The folder with the files of one of OpenAI's models, fetched once into huggingface_hub's cache."""
-    hub = extra("huggingface_hub")
+def download_model(name):
+    """The folder of one of OpenAI's models, downloaded once into huggingface_hub's cache."""
+    hub = import_extra("huggingface_hub")
     try:
-        paths = [fetch(hub, HUB[name], file) for file in FILES]
-    except Exception as error:  # its own kinds, requests' and the system's
+        paths = [download_file(hub, HUB[name], file) for file in FILES]
+    except Exception as error:  # huggingface_hub's own types, requests' and the system's
         reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
-            f"cannot fetch {HUB[name]} ({reason}). Connect to the network, or fetch {', '.join(FILES)} elsewhere and "
-            "give their folder: --init_from=FOLDER"
+            f"cannot download {HUB[name]} ({reason}). Connect to the network, or get "
+            f"{', '.join(FILES)} another way and give their folder: --init_from=FOLDER"
         ) from error
     return paths[0].parent
 
 
-def fetch(hub, repository, file):
-    """The path of a file in huggingface_hub's cache. Raises ValueError where something else arrived.
+def download_file(hub, repository, file):
+    """The path of a file in huggingface_hub's cache. Raises ValueError if something else arrives.
 
-    huggingface_hub tries again, lets a second process wait, and compares sizes. It does not compare the sha256, by
-    which it names every large file, and leaves for ever what a process that was killed had fetched of it.
+    huggingface_hub retries, lets a second process wait, and compares sizes. It does not compare the
+    sha256, by which it names every large file, and never removes what a killed process had
+    downloaded of it.
     """
-    old = hub.try_to_load_from_cache(repository, file)
+    cached = hub.try_to_load_from_cache(repository, file)
     path = Path(hub.hf_hub_download(repository, file))
-    if isinstance(old, str):
+    if isinstance(cached, str):
         return path
     blob = path.resolve()
     for abandoned in blob.parent.glob(f"{blob.name}.*.incomplete"):
         abandoned.unlink(missing_ok=True)
-    if len(blob.name) == 64 and (found := file_sha256(blob)) != blob.name:
+    is_named_by_sha256 = len(blob.name) == 64
+    if is_named_by_sha256 and (found := file_sha256(blob)) != blob.name:
         path.unlink()
         blob.unlink(missing_ok=True)
-        raise ValueError(f"the sha256 of the {file} that arrived is {found}, not {blob.name}")
+        raise ValueError(f"{file} arrived with sha256 {found}, expected {blob.name}")
     return path
 
 
-def read(folder, source):
-    """The content of checkpoint.load from a Hugging Face folder; source: what the user called it. CheckpointError."""
+def load_folder(folder, source):
+    """A Hugging Face folder as load_checkpoint returns a checkpoint.
+
+    `source`: what the user called it. Raises CheckpointError, DataError.
+    """
     folder = Path(folder)
-    kind, config, without_bias = read_config(folder)
-    spec, notes = (
-        None,
-        [f"{source}: no tokenizer.json, so the data set's own tokens are taken for the model's"],
-    )
+    kind, config, missing_biases = read_config(folder)
+    spec = None
+    notes = []
     if (folder / "tokenizer.json").is_file():
-        spec, notes = read_spec(folder / "tokenizer.json"), []
-        size = (
-            50257
-            if spec["kind"] == "gpt2"
-            else load_tokenizer(spec, folder / "tokenizer.json").vocab_size
+        spec = read_spec(folder / "tokenizer.json")
+        check_vocabulary(folder, spec, config.vocab_size)
+    else:
+        notes.append(
+            f"{source} has no tokenizer.json: the data set's tokenizer is taken for the model's"
         )
-        if not size <= config.vocab_size <= -(-size // 128) * 128:
-            raise CheckpointError(
-                f"{folder}: config.json says vocab_size={config.vocab_size:,} and tokenizer.json has {size:,} tokens, "
-                "which is more than rounding up explains: they belong to different models"
-            )
     return {
-        "model": read_weights(folder, kind, config, without_bias),
+        "model": read_state_dict(folder, kind, config, missing_biases),
         "model_config": vars(config),
         "train_config": {},
         "tokenizer": spec,
@@ -113,156 +114,205 @@ def read(folder, source):
     }
 
 
-def their_names(name, kind):
-    """Hugging Face's names of one of our parameters; several are one of ours, one below the other."""
-    layer, part, what = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
+def check_vocabulary(folder, spec, vocab_size):
+    """Raise CheckpointError unless the tokenizer fits the vocabulary, which may be padded."""
+    if spec["kind"] == "gpt2":  # known without a download
+        num_tokens = 50257
+    else:
+        num_tokens = load_tokenizer(spec, folder / "tokenizer.json").vocab_size
+    padded = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if not num_tokens <= vocab_size <= padded:
+        raise CheckpointError(
+            f"{folder}: config.json has vocab_size={vocab_size:,} but tokenizer.json "
+            f"{num_tokens:,} tokens, more than padding explains: they belong to different models"
+        )
+
+
+def hf_names(name, kind):
+    """Hugging Face's names for one of our parameters, which may stack several of theirs."""
+    layer, module, suffix = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
     if kind == "gpt2":
-        return [name if part == "lm_head" else f"transformer.{name}"]
+        return [name if module == "lm_head" else f"transformer.{name}"]
     prefix = "" if layer is None else f"model.layers.{layer}."
-    return [f"{prefix}{theirs}.{what}" for theirs in LLAMA_NAMES[part]]
+    return [f"{prefix}{hf_module}.{suffix}" for hf_module in LLAMA_NAMES[module]]
 
 
 def is_transposed(name, kind):
-    """GPT-2's linear layers are stored as (in, out), where torch has (out, in)."""
+    """GPT-2's linear layers are stored as (in, out), torch's as (out, in)."""
     return kind == "gpt2" and name.endswith(".weight") and ".c_" in name
 
 
-def rows_of(name, shape, config):
-    """How many rows of our parameter each of their_names has; Llama keeps apart what is one matmul here."""
+def row_counts(name, shape, config):
+    """How many rows of our parameter each of its hf_names has: Llama's are not stacked."""
     if config.mlp == "swiglu" and ".mlp.c_fc." in name:
-        return [config.hidden, config.hidden]
+        return [config.mlp_hidden_size, config.mlp_hidden_size]
     if config.mlp == "swiglu" and ".attn.c_attn." in name:
-        return [
-            heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)
-        ]
+        return [n * config.head_size for n in (config.n_head, config.kv_heads, config.kv_heads)]
     return [shape[0]]
 
 
-class Undrawn(TorchFunctionMode):
-    """Initial values are not drawn: on the meta device torch would load its compiler, for a second, to draw nothing."""
+class SkipInit(TorchFunctionMode):
+    """Skips initial values: on the meta device, drawing them would only load torch's compiler."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs, module = kwargs or {}, getattr(function, "__module__", None)
-        return kwargs["tensor"] if module == "torch.nn.init" else function(*args, **kwargs)
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
-def shapes(config, source):
-    """{name: shape} of the parameters that a model of this config has; a tied one under its first name.
+def parameter_shapes(config, source):
+    """{name: shape} of the parameters of a model; a tied one appears under its first name.
 
-    Raises CheckpointError, which names `source`, for sizes that no model can have.
+    Raises CheckpointError, naming `source`, for sizes that no model can have.
     """
     try:
-        with torch.device("meta"), Undrawn():
-            return {name: parameter.shape for name, parameter in GPT(config).named_parameters()}
-    except (RuntimeError, TypeError) as error:  # sizes whose product no number of 64 bits holds
-        raise CheckpointError(f"{source}: no model can be so large: {error}") from error
+        with torch.device("meta"), SkipInit():
+            return {name: param.shape for name, param in GPT(config).named_parameters()}
+    except (RuntimeError, TypeError) as error:  # the product of the sizes exceeds 64 bits
+        raise CheckpointError(f"{source}: the sizes exceed 64 bits: {error}") from error
 
 
 def find_tensors(folder):
-    """{tensor name: file} of model.safetensors, or of the shards that its index names. Raises CheckpointError."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    """{tensor name: file} of model.safetensors, or of the shards in its index.
+
+    Raises CheckpointError.
+    """
+    single = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
     if single.is_file():
-        return dict.fromkeys(open_shard(single).keys(), single)
+        return dict.fromkeys(open_safetensors(single).keys(), single)
     if not index.is_file():
         raise CheckpointError(
-            f"{folder} has no model.safetensors; other forms, such as pickles, are never read"
+            f"{folder} has no model.safetensors; other forms, such as pickles, are never loaded"
         )
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no weight_map")
-    for file in places.values():
+    for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
             raise CheckpointError(
-                f"{index} names the file {file!r}, which is not a plain name in this folder"
+                f"{index} names the file {file!r}, which is not a file name in this folder"
             )
         if not is_file(folder / file):
             raise CheckpointError(
-                f"{folder / file} is missing; {index.name} names it. Fetch it again"
+                f"{folder / file} is missing but in {index.name}. Download it again"
             )
-    return {name: folder / file for name, file in places.items()}
+    return {name: folder / file for name, file in weight_map.items()}
 
 
 def is_file(path):
-    """Whether there is such a file; there is none of a name that the system cannot have."""
+    """Whether there is such a file; False for names that the system cannot have."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or with a zero byte in it
+    except (OSError, ValueError):  # too long, or with a zero byte
         return False
 
 
-def open_shard(path):
+def open_safetensors(path):
+    safetensors = import_extra("safetensors")
     try:
-        return extra("safetensors").safe_open(path, framework="pt")
-    except CheckpointError:
-        raise
+        return safetensors.safe_open(path, framework="pt")
     except Exception as error:  # SafetensorError, and the system's own
         raise CheckpointError(
-            f"{path} cannot be read as safetensors: {error}. Fetch or write it again"
+            f"{path} cannot be read as safetensors: {error}. Download or write it again"
         ) from error
 
 
-def read_weights(folder, kind, config, without_bias):
-    """Our state dictionary, in float32, from theirs. Raises CheckpointError that names tensor, file or shape."""
-    places = find_tensors(folder)
-    if (
-        kind == "gpt2" and "wte.weight" in places
-    ):  # the hub's gpt2 is a bare GPT2Model, whose names lack the prefix
-        places = {f"transformer.{name}": file for name, file in places.items()}
-    if config.n_layer > len(places):
+def read_state_dict(folder, kind, config, missing_biases):
+    """Our state dict, in float32, from Hugging Face's tensors.
+
+    Raises CheckpointError naming tensor, file or shape.
+    """
+    file_of = find_tensors(folder)
+    if kind == "gpt2" and "wte.weight" in file_of:  # a GPT2Model, whose names lack the prefix
+        file_of = {f"transformer.{name}": file for name, file in file_of.items()}
+    if config.n_layer > len(file_of):
         raise CheckpointError(
-            f"{folder}: config.json says {config.n_layer:,} layers; there are {len(places):,} tensors"
+            f"{folder}: config.json has {config.n_layer:,} "
+            f"layers but there are {len(file_of):,} tensors"
         )
-    shards = {file: open_shard(file) for file in dict.fromkeys(places.values())}
-    no_weights = (
-        ".attn.bias",
-        ".attn.masked_bias",
-        "rotary_emb.inv_freq",
-    )  # causal masks and frequencies
-    unread = {name for name in places if not name.endswith(no_weights)}
-    state = {}
-    for name, shape in shapes(config, folder).items():
+    opened = {file: open_safetensors(file) for file in dict.fromkeys(file_of.values())}
+    tensors = TensorReader(folder, file_of, opened)
+    state_dict = {}
+    for name, shape in parameter_shapes(config, folder).items():
+        in_module = any(module in name for module in missing_biases)
+        may_be_missing = in_module and name.endswith("bias")
+        rows = row_counts(name, shape, config)
         parts = []
-        for theirs, rows in zip(their_names(name, kind), rows_of(name, shape, config), strict=True):
-            wanted = (rows, *shape[1:])
-            if theirs in places:
-                part = take(shards[places[theirs]], theirs, places[theirs])
-                part = part.t() if is_transposed(name, kind) and part.dim() == 2 else part
-            elif name.endswith("bias") and any(half in name for half in without_bias):
-                part = torch.zeros(wanted)  # zeros add nothing
+        for hf_name, num_rows in zip(hf_names(name, kind), rows, strict=True):
+            expected = (num_rows, *shape[1:])
+            if may_be_missing and hf_name not in tensors:
+                parts.append(torch.zeros(expected))  # zeros add nothing
             else:
-                raise CheckpointError(
-                    f"{folder} has no tensor {theirs}, which config.json asks for"
-                )
-            if part.shape != wanted:
-                raise CheckpointError(
-                    f"{folder}: {theirs} is {tuple(part.shape)}; config.json makes it {wanted}"
-                )
-            parts.append(part)
-            unread.discard(theirs)
-        state[name] = torch.cat(parts).contiguous()
+                parts.append(tensors.read(hf_name, expected, is_transposed(name, kind)))
+        state_dict[name] = torch.cat(parts).contiguous()
     if config.tie_embeddings:
-        for name in unread & {"lm_head.weight", "transformer.lm_head.weight"}:
-            if not torch.equal(take(shards[places[name]], name, places[name]), state["wte.weight"]):
-                raise CheckpointError(
-                    f"{folder}: {name} differs from the token embedding, which config.json says it is tied to"
-                )
-            unread = unread - {name}
-        state["lm_head.weight"] = state["wte.weight"]
-    if unread:
-        raise CheckpointError(
-            f"{folder} has tensors without a place here: {', '.join(sorted(unread)[:5])}"
-        )
-    return state
+        tensors.check_tied("lm_head.weight", state_dict["wte.weight"])
+        tensors.check_tied("transformer.lm_head.weight", state_dict["wte.weight"])
+        state_dict["lm_head.weight"] = state_dict["wte.weight"]
+    tensors.check_all_read()
+    return state_dict
 
 
-def take(shard, name, path):
-    try:
-        bare = name if name in shard.keys() else name.removeprefix("transformer.")  # noqa: SIM118, no dictionary
-        tensor = shard.get_tensor(bare)
-    except Exception as error:
-        raise CheckpointError(f"{path}: the tensor {name} cannot be read: {error}") from error
-    if tensor.dtype not in DTYPES:
-        raise CheckpointError(
-            f"{path}: the tensor {name} is {tensor.dtype}; quantized weights cannot be read"
-        )
-    return tensor.float()
+class TensorReader:
+    """The tensors of a Hugging Face folder; it remembers which have not been read."""
+
+    def __init__(self, folder, file_of, opened):
+        self.folder = folder
+        self.file_of = file_of
+        self.opened = opened
+        self.unread = {name for name in file_of if not name.endswith(NON_WEIGHTS)}
+
+    def __contains__(self, name):
+        return name in self.file_of
+
+    def read(self, name, shape, transposed=False):
+        """A tensor as float32 (rows, ...).
+
+        Raises CheckpointError unless it is there with this shape.
+        """
+        if name not in self:
+            raise CheckpointError(f"{self.folder} has no tensor {name}, which config.json asks for")
+        tensor = self.read_unchecked(name)
+        if transposed and tensor.dim() == 2:
+            tensor = tensor.t()
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{self.folder}: {name} has shape {tuple(tensor.shape)}; "
+                f"config.json implies {shape}"
+            )
+        self.unread.discard(name)
+        return tensor
+
+    def read_unchecked(self, name):
+        file = self.file_of[name]
+        opened = self.opened[file]
+        try:
+            stored_name = name if name in opened.keys() else name.removeprefix("transformer.")  # noqa: SIM118
+            tensor = opened.get_tensor(stored_name)
+        except Exception as error:
+            raise CheckpointError(f"{file}: the tensor {name} cannot be read: {error}") from error
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{file}: the tensor {name} is {tensor.dtype}; quantized weights are not supported"
+            )
+        return tensor.float()
+
+    def check_tied(self, name, embedding):
+        """Raise CheckpointError if a tensor that should be the token embedding is another."""
+        if name not in self.unread:
+            return
+        if not torch.equal(self.read_unchecked(name), embedding):
+            raise CheckpointError(
+                f"{self.folder}: {name} differs from the "
+                "token embedding, to which config.json ties it"
+            )
+        self.unread.discard(name)
+
+    def check_all_read(self):
+        if self.unread:
+            names = ", ".join(sorted(self.unread)[:5])
+            raise CheckpointError(
+                f"{self.folder} has tensors that this architecture lacks: {names}"
+            )

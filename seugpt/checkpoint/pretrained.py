@@ -1,275 +1,227 @@
-"""The weights that a model starts from: a run's, nanoGPT's or Hugging Face's; and what of them another shape keeps."""
+"""Weights to start from: a run's, nanoGPT's or Hugging Face's.
 
-import re
-from dataclasses import replace
+They are loaded for inference, to be trained further, or into a model of another architecture.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from model import GPT, ModelConfig
-from seugpt.checkpoint import huggingface
-from seugpt.checkpoint import storage as checkpoint
-from seugpt.cli.values import checked
+from seugpt.checkpoint import huggingface, nanogpt
+from seugpt.checkpoint.adapt import adapt_state_dict
+from seugpt.checkpoint.storage import (
+    FORMAT,
+    INFERENCE_KEYS,
+    check_content,
+    describe,
+    find_checkpoint,
+    read_file,
+)
+from seugpt.cli.values import coerce_fields
 from seugpt.data.tokenizer import load_tokenizer
 from seugpt.errors import CheckpointError
 
-FREE = {"dropout": 0.0, "embedding_std": 0.0}  # what no weight depends on
-FIXED = ("vocab_size", "n_layer", "n_head", "n_embd")  # nothing can be taken over into another size
+NON_WEIGHT_FIELDS = {"dropout": 0.0, "embedding_std": 0.0}  # no weight depends on these
+SHAPE_FIELDS = ("vocab_size", "n_layer", "n_head", "n_embd")  # no weight fits other values of these
 
 
-def load(source):
-    """The content of checkpoint.load, from a checkpoint, a run's or a Hugging Face folder, or a name at the hub.
+@dataclass(frozen=True)
+class ModelSource:
+    """The options of every command that loads a model."""
 
-    Raises CheckpointError, DataError.
+    init_from: Annotated[
+        str,
+        "resume: the run in out_dir; or a checkpoint, a run's folder, a Hugging Face folder, "
+        "gpt2 to gpt2-xl",
+        "path",
+        "not empty",
+    ] = "resume"
+    out_dir: Annotated[
+        str, "folder of a run; best.pt is loaded, else latest.pt", "path", "not empty"
+    ] = "out"
+
+    @property
+    def source(self):
+        return self.out_dir if self.init_from == "resume" else self.init_from
+
+
+def load_pretrained(source):
+    """A checkpoint's dictionary, as load_checkpoint returns it, from any source of weights.
+
+    `source`: a checkpoint, a run's folder, a Hugging Face folder, or a name on the hub. Raises
+    CheckpointError, DataError.
     """
     path = Path(source)
-    if not source:
-        raise CheckpointError(
-            "init_from= is empty; give a checkpoint, a folder or a name such as gpt2"
-        )
     if source in huggingface.HUB and not path.exists():
-        return huggingface.read(huggingface.download(source), source)
+        return huggingface.load_folder(huggingface.download_model(source), source)
     if (path / "config.json").is_file():
-        return huggingface.read(path, source)
+        return huggingface.load_folder(path, source)
     if path.is_file() and path.suffix in (".json", ".safetensors"):
         raise CheckpointError(f"{source} is one file of a model; give its folder: {path.parent}")
-    content = checkpoint.load(checkpoint.find(source))
-    return {
-        **content,
-        "model_config": vars(config_of(content)),
-    }  # each value in its type, whoever wrote it
+    path = find_checkpoint(path)
+    ckpt = read_file(path)
+    if nanogpt.is_nanogpt(ckpt):
+        ckpt = {"format": FORMAT, **nanogpt.convert(ckpt, path)}
+    check_content(path, ckpt, INFERENCE_KEYS)
+    ckpt = {**ckpt, "path": path}
+    ckpt["model_config"] = vars(config_of(ckpt))  # each value in its type, whoever wrote it
+    return ckpt
 
 
-def config_of(content):
-    """The ModelConfig of a loaded checkpoint. Raises CheckpointError."""
+def load_for_inference(source):
+    """(model, tokenizer, description) of any source of weights, for sampling and inspection.
+
+    The model is in eval mode, in float32, on the CPU. `description`: lines that say what was
+    loaded. Raises CheckpointError, DataError.
+    """
+    ckpt = load_pretrained(source)
+    tokenizer = tokenizer_of(ckpt)
+    model, _ = build_from_checkpoint(ckpt, replace(config_of(ckpt), dropout=0.0))
+    return model.eval(), tokenizer, [*ckpt.get("notes", []), describe(ckpt)]
+
+
+def config_of(ckpt):
+    """The ModelConfig of a checkpoint. Raises CheckpointError."""
     try:
-        config = ModelConfig(**checked(ModelConfig, content["model_config"]))
+        config = ModelConfig(**coerce_fields(ModelConfig, ckpt["model_config"]))
         if config.vocab_size is None:
-            raise ValueError("it has no vocab_size")
+            raise ValueError("vocab_size is missing")
         return config
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{content['path']}: its weights and model_config do not fit this program: {error}"
-        ) from error
+        raise CheckpointError(f"{ckpt['path']}: its model_config is not valid: {error}") from error
 
 
-def check_architecture(content, wanted, resume):
-    """Raise CheckpointError where the ModelConfig `wanted` asks for what the weights cannot become.
-
-    In the middle of a run nothing may change but what no weight depends on. A new run may have a shorter block_size, a
-    longer one with rotary positions, and another norm, MLP, position, bias or number of key and value heads (see
-    `adapt`).
-    """
-    old = config_of(content)
-    free = set(FREE) if resume else set(vars(old)) - set(FIXED)
-    if wanted.position == "learned" and wanted.block_size > old.block_size:
-        free -= {"block_size"}
-    conflicts = [
-        f"{name}={value} (there {vars(old)[name]})"
-        for name, value in vars(wanted).items()
-        if name not in free and value not in (vars(old)[name], None)
-    ]
-    if conflicts:
-        raise CheckpointError(
-            f"{content['path']} has another architecture: {', '.join(conflicts)}. "
-            "Leave that out, or train anew with --init_from=scratch"
-        )
-
-
-def tokenizer_of(content):
+def tokenizer_of(ckpt):
     """The tokenizer that the weights were trained with. Raises CheckpointError, DataError."""
-    if content["tokenizer"] is None:
+    if ckpt["tokenizer"] is None:
         raise CheckpointError(
-            f"{content['path']} has no tokenizer.json, without which its tokens mean nothing"
+            f"{ckpt['path']} has no tokenizer.json, without which token ids mean nothing"
         )
-    tokenizer = load_tokenizer(content["tokenizer"], content["path"])
-    V = config_of(content).vocab_size
-    if tokenizer.vocab_size > V:
+    tokenizer = load_tokenizer(ckpt["tokenizer"], ckpt["path"])
+    vocab_size = config_of(ckpt).vocab_size
+    if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
-            f"{content['path']}: its tokenizer has {tokenizer.vocab_size:,} tokens and the model {V:,}: "
-            "they do not belong together"
+            f"{ckpt['path']}: its tokenizer has {tokenizer.vocab_size:,} tokens "
+            f"but the model only {vocab_size:,}: they do not belong together"
         )
     return tokenizer
 
 
-def check_tokenizer(content, spec, dataset):
-    """Raise CheckpointError where the data set speaks in other tokens than the weights were trained on."""
-    if content["tokenizer"] in (spec, None):
-        return
-    theirs = content["train_config"].get("dataset")
-    source = f"data/{theirs}/meta.json" if theirs else content["path"]
-    source = "gpt2" if content["tokenizer"] == {"kind": "gpt2"} else source
-    advice = (
-        f"Prepare the text once more: python prepare.py NEW_NAME --input=FILE --tokenizer={source}"
-    )
-    if dataset == theirs:
-        advice = "It was prepared anew since; prepare it as it was"
-    raise CheckpointError(f"data/{dataset} has another vocabulary than {content['path']}. {advice}")
+def check_architecture(ckpt, target_config, resume):
+    """Raise CheckpointError if `target_config` asks for something that the weights cannot become.
 
-
-def to_speak(source):
-    """What is needed to let the weights of `source` speak, as `load` takes it: (model, tokenizer, about).
-
-    The model is in eval mode, in float32, on the CPU; about: lines that say what was loaded. Raises CheckpointError,
-    DataError.
+    A resumed run may change only what no weight depends on. A new run may have a shorter block_size
+    (with RoPE also a longer one) and another norm, MLP, position, bias or number of key/value heads
+    (see adapt.py).
     """
-    content = load(source)
-    tokenizer = tokenizer_of(content)
-    model, _ = build(content, replace(config_of(content), dropout=0.0))
-    return model.eval(), tokenizer, [*content.get("notes", []), checkpoint.describe(content)]
+    source_config = config_of(ckpt)
+    allowed = set(NON_WEIGHT_FIELDS) if resume else set(vars(source_config)) - set(SHAPE_FIELDS)
+    if target_config.position == "learned" and target_config.block_size > source_config.block_size:
+        allowed -= {"block_size"}
+    conflicts = []
+    for name, value in vars(target_config).items():
+        stored = getattr(source_config, name)
+        if name not in allowed and value not in (stored, None):
+            conflicts.append(f"{name}={value} (stored: {stored})")
+    if conflicts:
+        raise CheckpointError(
+            f"{ckpt['path']} has another architecture: {', '.join(conflicts)}. "
+            "Drop these options, or train from scratch with --init_from=scratch"
+        )
 
 
-def is_plain(tensor):
-    """Whether it is an array of floating-point numbers, each of which was in the file.
+def check_tokenizer(ckpt, spec, dataset):
+    """Raise CheckpointError if a data set has another tokenizer than the weights."""
+    if ckpt["tokenizer"] in (spec, None):
+        return
+    trained_on = ckpt["train_config"].get("dataset")
+    source = f"data/{trained_on}/meta.json" if trained_on else ckpt["path"]
+    if ckpt["tokenizer"] == {"kind": "gpt2"}:
+        source = "gpt2"
+    advice = (
+        "Prepare the text with its tokenizer: python "
+        f"prepare.py NEW_NAME --input=FILE --tokenizer={source}"
+    )
+    if dataset == trained_on:
+        advice = "It has been prepared again since; prepare it as it was"
+    raise CheckpointError(f"data/{dataset} has another vocabulary than {ckpt['path']}. {advice}")
 
-    Others would be cast without a word; and a view that repeats a number in place of many costs no disk, but memory.
+
+def build_from_checkpoint(ckpt, target_config=None, seed=0):
+    """(model, adaptation notes): a GPT with the loaded weights.
+
+    `target_config` None: the checkpoint's own. The notes say line by line what became of the
+    weights, and are empty if the architecture is the same. New parameters are drawn from `seed`.
+    Raises CheckpointError.
+    """
+    source_config = config_of(ckpt)
+    target_config = replace(target_config or source_config, vocab_size=source_config.vocab_size)
+    check_weights(ckpt, source_config)
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator as it is
+        torch.manual_seed(seed)
+        model = GPT(target_config)
+    try:
+        actions = adapt_state_dict(model, ckpt["model"], source_config)
+    except (TypeError, AttributeError, RuntimeError, IndexError) as error:
+        raise misfit(ckpt, error) from error
+    if needs_adaptation(source_config, target_config):
+        return model, [f"{action}: {', '.join(names)}" for action, names in actions.items()]
+    if "dropped" in actions:
+        raise misfit(ckpt, f"no place for {', '.join(actions['dropped'])}")
+    return model, []
+
+
+def needs_adaptation(source_config, target_config):
+    """Whether two configs compute different functions of the weights; block_size does not count."""
+    ignored = {**NON_WEIGHT_FIELDS, "block_size": 1}
+    return replace(target_config, **ignored) != replace(source_config, **ignored)
+
+
+def misfit(ckpt, problem):
+    return CheckpointError(f"{ckpt['path']}: the weights do not fit model_config: {problem}")
+
+
+def check_weights(ckpt, config):
+    """Raise CheckpointError unless the weights fit `config`; builds no model of that size."""
+    weights = ckpt["model"]
+    if f"h.{config.n_layer - 1}.ln_1.weight" not in weights:
+        raise misfit(ckpt, f"the file has fewer layers than n_layer={config.n_layer}")
+    for name, tensor in weights.items():
+        if not is_plain_tensor(tensor):
+            raise misfit(ckpt, f"{name} is not a plain array of floating-point numbers")
+    for name, shape in huggingface.parameter_shapes(config, ckpt["path"]).items():
+        found = getattr(weights.get(name), "shape", None)
+        if found != shape:
+            found = found and tuple(found)
+            raise misfit(ckpt, f"{name} has shape {found}, expected {tuple(shape)}")
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{ckpt['path']} has weights that are NaN or infinite: {name}")
+
+
+def is_plain_tensor(tensor):
+    """Whether it is a dense floating-point array with every number stored in the file.
+
+    Other dtypes would be cast silently; a view that repeats one number would take no space on the
+    disk and all of the memory.
     """
     return (
         isinstance(tensor, torch.Tensor)
         and tensor.dtype in huggingface.DTYPES
-        and (tensor.layout, tensor.device.type) == (torch.strided, "cpu")
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
         and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
     )
 
 
-def check_shapes(content, config):
-    """Raise CheckpointError where the weights are not those of the config, before a model of its size is built."""
-    misfit = f"{content['path']}: the weights and model_config do not fit: "
-    if f"h.{config.n_layer - 1}.ln_1.weight" not in content["model"]:
-        raise CheckpointError(f"{misfit}there are fewer than n_layer={config.n_layer} layers")
-    for name, tensor in content["model"].items():
-        if not is_plain(tensor):
-            raise CheckpointError(f"{misfit}{name} is no plain array of floating-point numbers")
-    for name, shape in huggingface.shapes(config, content["path"]).items():
-        found = getattr(content["model"].get(name), "shape", None)
-        if found != shape:
-            raise CheckpointError(
-                f"{misfit}{name} has the shape {found and tuple(found)}, and should have {tuple(shape)}"
-            )
-
-
-def build(content, wanted=None, seed=0):
-    """(model, report): a GPT of the ModelConfig `wanted` (None: the content's own) with the loaded weights.
-
-    report says what became of them, in lines, and is empty where each was taken over as it is. What is new is drawn
-    from the seed. Raises CheckpointError.
-    """
-    old = config_of(content)
-    wanted = old if wanted is None else replace(wanted, vocab_size=old.vocab_size)
-    check_shapes(content, old)
-    with torch.random.fork_rng(devices=[]):  # whoever calls keeps the dice that they have
-        torch.manual_seed(seed)
-        model = GPT(wanted)
-    try:
-        broken = [name for name, tensor in content["model"].items() if not tensor.isfinite().all()]
-        if broken:
-            raise CheckpointError(
-                f"{content['path']} has weights that are no numbers (NaN or infinite): {broken[0]}"
-            )
-        fates = adapt(model, content["model"], old)
-    except (TypeError, AttributeError, RuntimeError, IndexError) as error:
-        raise CheckpointError(
-            f"{content['path']}: the weights and model_config do not fit: {error}"
-        ) from error
-    if replace(wanted, **FREE, block_size=1) != replace(old, **FREE, block_size=1):
-        return model, [f"{fate}: {', '.join(names)}" for fate, names in fates.items()]
-    if "dropped" in fates:
-        raise CheckpointError(
-            f"{content['path']}: the weights and model_config do not fit: {', '.join(fates['dropped'])}"
-        )
-    return model, []
-
-
-def untrained(content):
-    """The weights that a run began with, drawn anew from its seed; None where it began from others or is not ours."""
-    options = content["train_config"]
-    if options.get("init_from") != "scratch" or type(options.get("seed")) is not int:
+def initial_state_dict(ckpt):
+    """The weights that a run from scratch started from, drawn again from its seed; else None."""
+    train_config = ckpt["train_config"]
+    if train_config.get("init_from") != "scratch" or type(train_config.get("seed")) is not int:
         return None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options["seed"])
-        return GPT(config_of(content)).state_dict()
-
-
-@torch.no_grad()
-def adapt(model, state, old):
-    """Copy into the model what fits of `state`, weights of the architecture `old`.
-
-    Returns {what was done: [names]}, where h.* stands for all blocks.
-    """
-    fates, parameters = (
-        {},
-        dict(model.named_parameters()),
-    )  # which names a tied matrix once, as wte.weight
-    for name, fresh in parameters.items():
-        fate = fit(name, state[name], fresh, old, model.config) if name in state else "new"
-        fates.setdefault(fate, set()).add(of_all_blocks(name))
-    for name in (
-        state.keys() - parameters.keys() - ({"lm_head.weight"} if old.tie_embeddings else set())
-    ):
-        fates.setdefault("dropped", set()).add(of_all_blocks(name))
-    return {fate: sorted(names) for fate, names in fates.items()}
-
-
-def of_all_blocks(name):
-    return re.sub(r"h\.\d+\.", "h.*.", name)
-
-
-def fit(name, tensor, fresh, old, new):
-    """Write into `fresh` what it can take of one parameter of both architectures. Returns what was done, in words."""
-    if ".attn.c_attn." in name and old.kv_heads != new.kv_heads:
-        fresh.copy_(pool_heads(tensor, old, new))
-        how = (
-            "pooled"
-            if old.kv_heads % new.kv_heads == 0
-            else "mixed"
-            if new.kv_heads % old.kv_heads
-            else "repeated"
-        )
-        return f"heads of keys and values {how} from {old.kv_heads} to {new.kv_heads}"
-    gated = old.mlp == "swiglu", new.mlp == "swiglu"
-    if (
-        ".mlp." in name
-        and not name.endswith("c_proj.bias")
-        and (old.hidden != new.hidden or gated[0] != gated[1])
-    ):
-        return fit_mlp(name, tensor, fresh, old, new, gated)
-    if name == "wpe.weight" and new.block_size < old.block_size:
-        fresh.copy_(tensor[: new.block_size])
-        return f"cut to {new.block_size} positions"
-    fresh.copy_(tensor)
-    return "copied"
-
-
-def fit_mlp(name, tensor, fresh, old, new, gated):
-    """The first channels of another MLP. A new gate and its value both begin as what was there: silu(x) * x.
-
-    That began and ended lower than a new value beside the old gate, in a small model.
-    """
-    n = min(old.hidden, new.hidden)
-    kept = f"{n} of {old.hidden} channels kept" + (
-        f", {new.hidden - n} new" if new.hidden > n else ""
-    )
-    if name.endswith("c_proj.weight"):
-        fresh[:, :n] = tensor[:, :n]
-        return kept
-    for part in range(1 + gated[1]):
-        source = part * old.hidden if gated[0] else 0
-        fresh[part * new.hidden : part * new.hidden + n] = tensor[source : source + n]
-    return kept + {
-        (False, True): ", as gate and as value",
-        (True, False): " of the gate, no value",
-    }.get(gated, "")
-
-
-def pool_heads(tensor, old, new):
-    """c_attn's rows with another number of key and value heads: each new one is the mean of those it replaces (GQA)."""
-    q, k, v = tensor.split(
-        [heads * old.head_size for heads in (old.n_head, old.kv_heads, old.kv_heads)]
-    )
-    pooled = []
-    for part in (k, v):
-        heads = part.view(old.kv_heads, old.head_size, -1).repeat_interleave(
-            old.n_head // old.kv_heads, dim=0
-        )
-        pooled.append(heads.view(new.kv_heads, -1, *heads.shape[1:]).mean(dim=1).flatten(0, 1))
-    return torch.cat((q, *(part.view(-1, *tensor.shape[1:]) for part in pooled)))
+        torch.manual_seed(train_config["seed"])
+        return GPT(config_of(ckpt)).state_dict()

@@ -1,1 +1,1 @@
-"""Options from config files and the command line, and what a command says when it ends."""
+"""Options from config files and the command line, and how a command ends."""

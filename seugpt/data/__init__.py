@@ -1,1 +1,1 @@
-"""Texts, tokenizers and token files. Nothing here imports torch."""
+"""Texts, tokenizers and data sets. Only dataset.py imports torch, so prepare.py starts quickly."""

@@ -1,17 +1,17 @@
-"""The built-in corpora: where each text comes from, and how it gets here whole."""
+"""The built-in corpora: where each text comes from."""
 
 import re
 from dataclasses import dataclass
 
 from seugpt.data.download import download
 from seugpt.errors import DataError
-from seugpt.files import replacing
+from seugpt.files import atomic_write
 
 
 @dataclass(frozen=True)
 class Corpus:
     tokenizer: str
-    url: str | None = None  # None: made on this machine
+    url: str | None = None  # None: generated on this machine
     sha256: str | None = None
     size: int | None = None  # bytes
 
@@ -34,29 +34,32 @@ CORPORA = {
 }
 
 
-def obtain(name, path):
-    """Put the text of corpus `name` into the file `path`, unless a good copy is there. Raises DataError."""
+def download_corpus(name, path):
+    """Put the text of corpus `name` into the file `path`, unless it is already there.
+
+    Raises DataError.
+    """
     corpus = CORPORA[name]
     if corpus.url is None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(python_docs(), encoding="utf-8", newline="")
-    else:
-        advice = (
-            f"Get that file another way and prepare it with: python prepare.py {name} --input=FILE"
-        )
-        download(path, advice, corpus.url, corpus.sha256, corpus.size)
+        return
+    advice = f"Get that file another way and prepare it with: python prepare.py {name} --input=FILE"
+    download(path, corpus.url, corpus.sha256, corpus.size, advice)
 
 
 def python_docs():
-    """The topics of help() without their tables: some 430,000 characters of English on Python, and of Python.
+    """The topics of Python's help(): some 430,000 characters, different in each Python version.
 
-    Each version of Python has its own text. The tables are left out: a small model would rather draw boxes than write.
+    Tables are left out: a small model would rather draw their borders than write words. Raises
+    DataError.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise DataError(
-            f"this Python comes without its help texts ({error}); use a text of your own"
+            f"this Python was installed without its help texts ({error}); use a text of your own: "
+            "python prepare.py NAME --input=FILE"
         ) from error
     lines = "\n\n".join(topics[name] for name in sorted(topics)).splitlines(keepends=True)
     return "".join(line for line in lines if not re.fullmatch(r"\s*(\+[-=+]+\+|\|.*\|)\s*", line))

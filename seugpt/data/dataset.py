@@ -1,235 +1,151 @@
-"""data/NAME/{train.bin, val.bin, meta.json}: flat little-endian token ids, their writer and their reader.
-
-The ids are uint16 (uint32 past 65,536): nanoGPT can read these files. Its own, and shards.py's other layouts, lack
-meta.json; they are taken as GPT-2's tokens.
-"""
+"""The data set that a run reads: batches of token ids for training and evaluation."""
 
 import hashlib
-import json
 import math
-import os
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from model import IGNORE_INDEX
 from seugpt.data.corpora import CORPORA
-from seugpt.data.shards import LAYOUTS, SPLITS, find_foreign, open_all, open_flat
+from seugpt.data.dataset_dir import NUM_SAMPLES, fingerprint, read_meta
+from seugpt.data.shards import LAYOUTS, SPLITS, find_external, open_all, open_flat
 from seugpt.data.tokenizer import load_tokenizer
 from seugpt.errors import DataError
 
-FORMAT = 1
-ROOT = Path("data")  # of the folder in which the command runs
-IGNORE = -1  # the target that pads the last window; model.IGNORE
-SAMPLES, SAMPLE = (
-    64,
-    1 << 16,
-)  # a fingerprint looks at so many places of a file, and at so many bytes there
-
-
-def dataset_path(name):
-    """data/NAME, for a name that is one plain folder name. Raises DataError."""
-    plain = name == Path(name).name and name.isprintable() and len(os.fsencode(name)) < 256
-    if not name or not plain or name.startswith((".", "_")):
-        raise DataError(
-            f"dataset={name!r} must be one plain name, such as shakespeare_char: it becomes a folder in data/"
-        )
-    return ROOT / name
-
-
-def token_dtype(vocab_size):
-    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
-
-
-class TokenWriter:
-    """Writes token ids to a .bin file as they come; `tokens` counts them. Use as a context manager."""
-
-    def __init__(self, path, vocab_size):
-        self.path, self.dtype, self.tokens = path, token_dtype(vocab_size), 0
-
-    def __enter__(self):
-        self.file = open(self.path, "wb")
-        return self
-
-    def write(self, ids):
-        self.file.write(np.asarray(ids).astype(self.dtype).tobytes())
-        self.tokens += len(ids)
-
-    def __exit__(self, *_):
-        self.file.close()
-
-
-def fingerprint(path, samples=SAMPLES):
-    """A checksum of a file's size and of evenly spaced samples of it; up to 4 MiB, of all its bytes.
-
-    It tells in milliseconds whether a .bin belongs to its meta.json: to read 20 GB would delay each start by a minute.
-    """
-    size = Path(path).stat().st_size
-    sha256 = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for number in range(samples):
-            file.seek(max(size - SAMPLE, 0) * number // max(samples - 1, 1))
-            sha256.update(file.read(SAMPLE))
-    return sha256.hexdigest()
-
-
-def write_meta(path, tokenizer, splits, source, sha256):
-    """meta.json. splits: {"train": {"tokens": ..., "bytes": ..., "fingerprint": ...}, "val": ...}; bytes are the UTF-8
-    text's. source and sha256: where the text came from, and the checksum of its files."""
-    meta = {
-        "format": FORMAT,
-        "tokenizer": tokenizer.spec(),
-        "vocab_size": tokenizer.vocab_size,
-        "dtype": token_dtype(tokenizer.vocab_size).name,
-        "splits": splits,
-        "source": source,
-        "sha256": sha256,
-    }
-    text = json.dumps(meta, ensure_ascii=False, indent=1)
-    # A file name may hold bytes that are no UTF-8, lone surrogates in Python; JSON knows them as \\udce9.
-    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
-
 
 class Dataset:
-    """A data set of prepare.py's, or tokens from elsewhere. Raises DataError when a file is missing or damaged.
+    """A data set written by prepare.py, or token files from elsewhere.
 
-    ids[split]: the Tokens; tokens[split], bytes[split]: how many, and how many their UTF-8 text has (None: not known);
-    notes: what a run should say about its data.
+    `ids`, `tokens` and `bytes` have for each split the TokenArray, its length, and the size of its
+    UTF-8 text (None if unknown). `fingerprint` is a checksum of all files; `notes` are what a run
+    should log about its data.
     """
 
     def __init__(self, path):
-        self.path, self.notes = Path(path), []
-        prepared = (self.path / "meta.json").exists()
-        self.ids, self.bytes, spec = self.open_prepared() if prepared else self.open_foreign()
+        """Raises DataError if a file is missing or damaged."""
+        self.path = Path(path)
+        self.notes = []
+        if (self.path / "meta.json").exists():
+            self.ids, self.bytes, spec = self.open_prepared()
+        else:
+            self.ids, self.bytes, spec = self.open_external()
         self.tokens = {split: len(ids) for split, ids in self.ids.items()}
-        self.fingerprint = self.checksum()  # now, as the files on the disk may be others tomorrow
-        self.tokenizer = load_tokenizer(
-            spec, self.path
-        )  # after the files: GPT-2's may have to be downloaded
+        self.fingerprint = self.compute_fingerprint()  # now: the files on the disk may change later
+        # Last, as GPT-2's may have to be downloaded.
+        self.tokenizer = load_tokenizer(spec, self.path)
 
     def open_prepared(self):
-        """The tokens and bytes of each split, and the tokenizer's description, of what prepare.py wrote."""
-        meta = self.read_meta()
+        """(tokens, bytes) of each split and the tokenizer spec, from what prepare.py wrote."""
+        path = self.path / "meta.json"
+        try:
+            meta = read_meta(path, SPLITS)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self.error(f"{path} cannot be used: {type(error).__name__} {error}") from error
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-        files = {split: self.path / f"{split}.bin" for split in SPLITS}
-        for split, file in files.items():
-            tokens, size = (
-                meta["splits"][split]["tokens"],
-                file.stat().st_size if file.exists() else None,
-            )
-            if size != tokens * dtype.itemsize:
-                found = "is missing" if size is None else f"has {size:,} bytes"
-                raise self.error(
-                    f"{file} {found}; meta.json speaks of {tokens:,} tokens ({tokens * dtype.itemsize:,} bytes)"
-                )
-            known = meta["splits"][split].get(
-                "fingerprint"
-            )  # None: prepared before there were fingerprints
-            if known and known != fingerprint(file):
-                raise self.error(f"{file} is not the file that meta.json was written with")
-        ids = open_all(
-            {split: [file] for split, file in files.items()}, partial(open_flat, dtype=dtype)
-        )
-        return ids, {split: meta["splits"][split]["bytes"] for split in SPLITS}, meta["tokenizer"]
+        files = {split: [self.path / f"{split}.bin"] for split in SPLITS}
+        for split, [file] in files.items():
+            self.check_file(file, meta["splits"][split], dtype)
+        sizes = {split: meta["splits"][split]["bytes"] for split in SPLITS}
+        return open_all(files, partial(open_flat, dtype=dtype)), sizes, meta["tokenizer"]
 
-    def open_foreign(self):
-        """The same of tokens that were prepared elsewhere."""
-        layout, files = find_foreign(self.path)
+    def check_file(self, file, described, dtype):
+        """Raise DataError unless a .bin file is the one that meta.json describes."""
+        expected = described["tokens"] * dtype.itemsize
+        size = file.stat().st_size if file.exists() else None
+        if size != expected:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            says = f"{described['tokens']:,} tokens ({expected:,} bytes)"
+            raise self.error(f"{file} {found}; meta.json says {says}")
+        if described.get("fingerprint") != fingerprint(file):
+            raise self.error(f"{file} is not the file that meta.json was written with")
+
+    def open_external(self):
+        """The same for token files that were prepared elsewhere."""
+        layout, files = find_external(self.path)
         if layout is None:
             raise self.error(
-                f"there is no data set in {self.path} (no meta.json, train.bin, *_train_*.npy or *_train_*.bin)"
+                f"there is no data set in {self.path} (no meta.json, "
+                "train.bin, *_train_*.npy or *_train_*.bin)"
             )
+        counts = f"{len(files['train']):,} train, {len(files['val']):,} val"
         self.notes.append(
-            f"{self.path} has no meta.json: its ids are taken as GPT-2's tokens (layout of {layout}; files: "
-            f"{len(files['train']):,} train, {len(files['val']):,} val)"
+            f"{self.path} has no meta.json: its ids are read as GPT-2 tokens "
+            f"({layout} layout; files: {counts})"
         )
         return open_all(files, LAYOUTS[layout]), dict.fromkeys(SPLITS), {"kind": "gpt2"}
 
-    def checksum(self):
-        """A checksum of all the files: of their order, their sizes and samples of what they hold."""
+    def compute_fingerprint(self):
+        """A checksum of all files: their order, their sizes and samples of their content."""
         files = [shard.file.name for split in SPLITS for shard in self.ids[split].shards]
-        each = [fingerprint(file, max(SAMPLES // len(files), 1)) for file in files]
-        return hashlib.sha256("".join(each).encode()).hexdigest()
+        num_samples = max(NUM_SAMPLES // len(files), 1)
+        digests = [fingerprint(file, num_samples) for file in files]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def error(self, message):
-        prepared = ", ".join(
-            sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json"))
-        )
-        own_text = (
-            ""
-            if self.path.name in CORPORA
-            else " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
-        )
-        others = f". Prepared so far, for --dataset: {prepared}" if prepared else ""
-        return DataError(
-            f"{message}. Prepare it with: python prepare.py {self.path.name}{own_text}{others}"
-        )
-
-    def read_meta(self):
-        path = self.path / "meta.json"
-        try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
-            if meta["format"] != FORMAT or "tokenizer" not in meta:
-                raise ValueError(f"its format is {meta['format']}, this program reads {FORMAT}")
-            if meta["dtype"] not in ("uint16", "uint32"):
-                raise ValueError(f"dtype {meta['dtype']!r}")
-            for split in SPLITS:
-                for count in ("tokens", "bytes"):
-                    if type(meta["splits"][split][count]) is not int:
-                        raise TypeError(f"splits.{split}.{count} is no integer")
-            return meta
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise self.error(f"{path} cannot be used: {type(error).__name__} {error}") from error
+        """A DataError that ends with the command that prepares this data set."""
+        command = f"python prepare.py {self.path.name}"
+        if self.path.name not in CORPORA:
+            command += " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
+        prepared = sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json"))
+        others = f". Prepared so far, for --dataset: {', '.join(prepared)}" if prepared else ""
+        return DataError(f"{message}. Prepare it with: {command}{others}")
 
     def check(self, vocab_size, block_size):
-        """Raise DataError where a split is shorter than one window, or holds an id that the model has no row for."""
-        for split, tokens in self.tokens.items():
-            if tokens < block_size + 1:
-                longest = min(self.tokens.values()) - 1
+        """Raise DataError if a split is shorter than one window, or has too large an id."""
+        for split, num_tokens in self.tokens.items():
+            needed = block_size + 1
+            if num_tokens < needed:
+                longest = max(min(self.tokens.values()) - 1, 1)
                 raise DataError(
-                    f"{self.ids[split].name} has {tokens:,} tokens; block_size={block_size} needs at least "
-                    f"{block_size + 1:,}. Use --block_size={max(longest, 1)} or less, or more text"
+                    f"{self.ids[split].name} has {num_tokens:,} tokens; block_size={block_size} "
+                    f"needs at least {needed:,}. Use --block_size={longest} or less, or more text"
                 )
             self.check_ids(split, vocab_size)
 
     def check_ids(self, split, vocab_size):
-        """Raise DataError where a split holds an id from vocab_size on."""
-        for file, ids in self.ids[split].pieces():
-            if (largest := int(ids.max())) >= vocab_size:
-                raise self.error(
-                    f"{file} holds the token id {largest}; the vocabulary ends at {vocab_size - 1}"
-                )
+        """Raise DataError if a split has an id of `vocab_size` or more."""
+        for file, ids in self.ids[split].chunks():
+            largest = int(ids.max())
+            if largest >= vocab_size:
+                limit = f"the largest id of the vocabulary is {vocab_size - 1}"
+                raise self.error(f"{file} has the token id {largest}; {limit}")
 
     def batch(self, split, index, batch_size, block_size, seed):
-        """Batch number `index` of an endless random sequence: a pure function of its arguments and the files.
+        """Batch number `index` of an endless random sequence, a pure function of the arguments.
 
-        Returns x and y, int64 (batch_size, block_size): windows at uniformly drawn offsets, y one token later.
+        Returns x and y, int64 (batch_size, block_size): windows at uniformly random offsets, and
+        the same windows one token later.
         """
         ids = self.ids[split]
-        starts = np.random.default_rng((seed, index)).integers(
-            len(ids) - block_size, size=batch_size
-        )
+        rng = np.random.default_rng((seed, index))
+        starts = rng.integers(len(ids) - block_size, size=batch_size)
         windows = ids.windows(starts.tolist(), block_size + 1)  # (batch_size, block_size + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 
-    def evaluation_windows(self, split, count, batch_size, block_size):
-        """The numbers of the windows, in their order, that `evaluation_batches` reads."""
-        windows = math.ceil((len(self.ids[split]) - 1) / block_size)
-        if 0 < count * batch_size < windows:
-            return np.arange(count * batch_size) * windows // (count * batch_size)
-        return np.arange(windows)
+    def evaluation_windows(self, split, eval_iters, batch_size, block_size):
+        """The indices of the windows that evaluation_batches reads, in order."""
+        num_windows = math.ceil((len(self.ids[split]) - 1) / block_size)
+        count = eval_iters * batch_size
+        if 0 < count < num_windows:
+            return np.arange(count) * num_windows // count
+        return np.arange(num_windows)
 
-    def evaluation_batches(self, split, count, batch_size, block_size, rank=0, world_size=1):
-        """`count` batches of evenly spaced windows, always the same; the whole split where count is 0 or covers it.
+    def evaluation_batches(self, split, eval_iters, batch_size, block_size, rank=0, world_size=1):
+        """`eval_iters` batches of evenly spaced windows (0: the whole split), the same every time.
 
-        Yields x, y int64 (batch_size, block_size) for every world_size-th batch from `rank` on. Windows do not overlap.
-        What is left over in the last window and the last batch has targets IGNORE, so that all shapes are equal.
+        Yields x, y, int64 (batch_size, block_size), for every world_size-th batch from `rank` on.
+        Windows do not overlap, so a small split has fewer. The last window and the last batch are
+        padded with targets IGNORE_INDEX, so that all shapes are equal.
         """
-        ids, chosen = self.ids[split], self.evaluation_windows(split, count, batch_size, block_size)
-        for start in range(rank * batch_size, len(chosen), world_size * batch_size):
+        ids = self.ids[split]
+        windows = self.evaluation_windows(split, eval_iters, batch_size, block_size)
+        for start in range(rank * batch_size, len(windows), world_size * batch_size):
             x = np.zeros((batch_size, block_size), dtype=np.int64)
-            y = np.full((batch_size, block_size), IGNORE, dtype=np.int64)
-            for row, window in enumerate(chosen[start : start + batch_size]):
+            y = np.full((batch_size, block_size), IGNORE_INDEX, dtype=np.int64)
+            for row, window in enumerate(windows[start : start + batch_size]):
                 tokens = ids[window * block_size : (window + 1) * block_size + 1]
-                x[row, : len(tokens) - 1], y[row, : len(tokens) - 1] = tokens[:-1], tokens[1:]
+                x[row, : len(tokens) - 1] = tokens[:-1]
+                y[row, : len(tokens) - 1] = tokens[1:]
             yield x, y

@@ -1,4 +1,4 @@
-"""A file from a server: whole, with the right checksum, or not at all."""
+"""Download a file: complete and with the expected checksum, or not at all."""
 
 import contextlib
 import hashlib
@@ -12,10 +12,19 @@ import urllib.request
 from tqdm import tqdm
 
 from seugpt.errors import DataError
-from seugpt.files import replacing
+from seugpt.files import atomic_write
 
-TIMEOUT = 30  # seconds without an answer or a byte
-ATTEMPTS = 4  # with 1, 2 and 4 seconds between them
+TIMEOUT = 30  # seconds without a response or a byte
+ATTEMPTS = 4  # with pauses of 1, 2 and 4 seconds
+CHUNK_BYTES = 1 << 16
+
+
+class TransferError(Exception):
+    """A failed attempt; `permanent` if a retry would fail in the same way."""
+
+    def __init__(self, reason, permanent=False):
+        super().__init__(reason)
+        self.permanent = permanent
 
 
 def file_sha256(path):
@@ -23,76 +32,64 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class TransferError(Exception):
-    """What went wrong between the server and here. final: it would go no better the next time."""
+def download(path, url, sha256, size, advice):
+    """Download `url` to `path`, unless the file is already there with this checksum.
 
-    def __init__(self, reason, final=False):
-        super().__init__(reason)
-        self.final = final
-
-
-def download(path, advice, url, sha256, size):
-    """Put the file at `url` into `path`, unless it is there: whole, and with this checksum, or not at all.
-
-    Raises DataError that ends in `advice` where the network is to blame, and OSError where the disk is.
+    `size` is in bytes. Raises DataError ending in `advice` if the network is at fault, and OSError
+    if the disk is.
     """
     if path.exists() and file_sha256(path) == sha256:
         return
     for attempt in range(ATTEMPTS):
-        time.sleep(2 ** (attempt - 1) if attempt else 0)
+        if attempt:
+            time.sleep(2 ** (attempt - 1))
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 fetch(temporary, url, size)
-                if (found := file_sha256(temporary)) != sha256:
-                    raise TransferError(f"the sha256 of what arrived is {found}, not {sha256}")
+                found = file_sha256(temporary)
+                if found != sha256:
+                    raise TransferError(f"received a file with sha256 {found}, expected {sha256}")
             return
         except TransferError as error:
             reason = error
-            if error.final:
+            if error.permanent:
                 break
     raise DataError(f"cannot download {url} ({reason}). {advice}")
 
 
 def fetch(path, url, size):
-    """One attempt. Raises TransferError, also where more or fewer than `size` bytes come."""
-    with (
-        open(path, "wb") as file,
-        tqdm(
-            total=size, unit="B", unit_scale=True, desc="download", leave=False, disable=None
-        ) as bar,
-    ):
-        for chunk in received(url):
+    """One attempt. Raises TransferError, also if more or fewer than `size` bytes arrive."""
+    bar = tqdm(desc="download", total=size, unit="B", unit_scale=True, leave=False, disable=None)
+    with open(path, "wb") as file, bar:
+        for chunk in response_chunks(url):
             file.write(chunk)
             bar.update(len(chunk))
-            if file.tell() > size:  # some other page, and perhaps one without an end
-                raise TransferError(f"more than {size:,} bytes arrived")
+            if file.tell() > size:  # another page, possibly an endless one
+                raise TransferError(f"received more than {size:,} bytes")
         if file.tell() < size:
-            raise TransferError(f"{file.tell():,} of {size:,} bytes arrived")
+            raise TransferError(f"received {file.tell():,} of {size:,} bytes")
 
 
-def received(url):
-    """The bytes that a server sends, in pieces; urllib heeds https_proxy and its like. Raises TransferError."""
+def response_chunks(url):
+    """The bytes of a response, in chunks. urllib honours https_proxy and the like.
+
+    Raises TransferError.
+    """
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT, context=certificates()) as response:
-            while chunk := response.read(1 << 16):
+        with urllib.request.urlopen(url, timeout=TIMEOUT, context=tls_context()) as response:
+            while chunk := response.read(CHUNK_BYTES):
                 yield chunk
     except urllib.error.HTTPError as error:
-        raise TransferError(
-            error, final=error.code < 500 and error.code not in (408, 429)
-        ) from error  # a 404 stays
-    except (
-        OSError,
-        http.client.HTTPException,
-        ValueError,
-    ) as error:  # URLError and timeouts are OSErrors
-        # Without a network no name has an address, and nobody wants to wait for that to be tried four times.
-        raise TransferError(
-            error, final=isinstance(getattr(error, "reason", None), socket.gaierror)
-        ) from error
+        retriable = error.code >= 500 or error.code in (408, 429)
+        raise TransferError(error, permanent=not retriable) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
+        # Without a network the host name does not resolve, and a retry would not help.
+        no_network = isinstance(getattr(error, "reason", None), socket.gaierror)
+        raise TransferError(error, permanent=no_network) from error
 
 
-def certificates():
-    """Those of the system, and certifi's, which tiktoken brings along: Python for macOS comes without any."""
+def tls_context():
+    """The system's certificates and certifi's (tiktoken needs it): Python for macOS has none."""
     context = ssl.create_default_context()
     with contextlib.suppress(ImportError):
         import certifi

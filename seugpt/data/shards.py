@@ -1,12 +1,14 @@
-"""Where the tokens of a data set lie: for each split one file or many, read as one long array.
+"""The token files of a split: one or many, read as one long array.
 
-prepare.py writes train.bin, val.bin and meta.json. Without meta.json three layouts from elsewhere are known:
+prepare.py writes train.bin, val.bin and meta.json. Three external layouts, without meta.json, are
+supported as well:
 
-    train.bin, val.bin                          nanoGPT: little-endian uint16 and nothing else
-    X_train_000001.npy ..., X_val_000000.npy    NumPy, as in fineweb-edu: one dimension of uint16 or uint32
-    X_train_000001.bin ..., X_val_000000.bin    llm.c: 256 int32 (magic, version, number of tokens, zeros), then uint16
+    train.bin, val.bin                     nanoGPT: little-endian uint16 and nothing else
+    X_train_000001.npy, X_val_000000.npy   NumPy, as in fineweb-edu: uint16 or uint32, one dimension
+    X_train_000001.bin, X_val_000000.bin   llm.c: 256 int32 (magic, version, number of tokens,
+                                           zeros), then uint16
 
-None of them names its tokenizer; their makers use GPT-2's.
+None of them names its tokenizer; all are written with GPT-2's.
 """
 
 import itertools
@@ -21,79 +23,83 @@ import numpy as np
 from seugpt.errors import DataError
 
 SPLITS = ("train", "val")
-UINT16, UINT32 = np.dtype("<u2"), np.dtype("<u4")
-NAME = re.compile(
-    r"(?:[^.].*_)?(train|val)(?:_.*)?\.(bin|npy)"
-)  # greedy: of several, the last _train or _val counts
-HEADER = 256 * 4  # bytes before llm.c's tokens
-GPT2_MAGIC, GPT2_VERSION, LLAMA3_MAGIC = 20240520, 1, 20240801  # llm.c, dev/data/data_common.py
+UINT16 = np.dtype("<u2")
+UINT32 = np.dtype("<u4")
+# Greedy: of several _train or _val in a name, the last one counts.
+FILE_NAME = re.compile(r"(?:[^.].*_)?(train|val)(?:_.*)?\.(bin|npy)")
+LLMC_HEADER_BYTES = 256 * 4
+GPT2_MAGIC = 20240520  # llm.c, dev/data/data_common.py
+GPT2_VERSION = 1
+LLAMA3_MAGIC = 20240801
 NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-PIECE = 2**20  # tokens read at a time where all are looked at: they fit into a processor's cache
+CHUNK_TOKENS = 2**20  # read at a time in a pass over all tokens: fits into a processor's cache
+SPARE_FILES = 512  # open files that a run needs besides its token files
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One open file of tokens. Raises DataError where it is not as long as it should be, or has no tokens."""
+    """One open token file. Raises DataError if its size does not match or it has no tokens."""
 
     file: FileIO
     dtype: np.dtype
     offset: int  # bytes before the first token
-    tokens: int
+    num_tokens: int
 
     def __post_init__(self):
-        size, whole = (
-            os.fstat(self.file.fileno()).st_size,
-            self.offset + self.tokens * self.dtype.itemsize,
-        )
-        if size != whole:
-            header = f" and its header of {self.offset:,}" if self.offset else ""
+        size = os.fstat(self.file.fileno()).st_size
+        expected = self.offset + self.num_tokens * self.dtype.itemsize
+        if size != expected:
+            header = f" and a header of {self.offset:,}" if self.offset else ""
             raise DataError(
-                f"{self.file.name} has {size:,} bytes; {self.tokens:,} tokens of {self.dtype.name}{header} are "
-                f"{whole:,}. Copy or download it again"
+                f"{self.file.name} has {size:,} bytes; {self.num_tokens:,} {self.dtype.name} "
+                f"tokens{header} take {expected:,}. Copy or download it again"
             )
-        if not self.tokens:
+        if not self.num_tokens:
             raise DataError(
-                f"{self.file.name} has no tokens. Take it out of its folder, or make it again"
+                f"{self.file.name} has no tokens. Remove it from its folder, or write it again"
             )
 
-    def read(self, out, first):
-        """Fill `out` with the tokens from number `first` on. Raises DataError where the file ends before."""
-        self.file.seek(
-            self.offset + first * self.dtype.itemsize
-        )  # os.pread would be one call, but not on Windows
-        rest = out.view(np.uint8)
-        while len(rest):
-            count = self.file.readinto(rest)
+    def read_into(self, out, first):
+        """Fill `out` with the tokens from index `first` on.
+
+        Raises DataError if the file ends too early.
+        """
+        self.file.seek(self.offset + first * self.dtype.itemsize)  # Windows has no os.pread
+        remaining = out.view(np.uint8)
+        while len(remaining):
+            count = self.file.readinto(remaining)
             if not count:
                 raise DataError(
-                    f"{self.file.name} became shorter than its {self.tokens:,} tokens while it was in use. "
-                    "Restore it, then go on with --init_from=resume"
+                    f"{self.file.name} was truncated to fewer than its {self.num_tokens:,} "
+                    "tokens while in use. Restore it, then continue with --init_from=resume"
                 )
-            rest = rest[count:]
+            remaining = remaining[count:]
 
 
-class Tokens:
-    """The tokens of a split, whose files follow one another without a gap, as an array that gives slices.
+class TokenArray:
+    """The tokens of a split, the concatenation of its shards, as an array that supports slicing.
 
-    The files stay open, so that a run whose data is prepared anew keeps the old tokens. They are read, not mapped: to
-    map anew at each access is slower, a mapping that lives for a whole run lets every page that was ever read count as
-    this process's memory, and a file that is cut short would end the process with a bus error, without a word.
+    The files stay open, so a run keeps its tokens even if the data is prepared again. They are
+    read, not memory-mapped: mapping anew at each access is slower, a mapping that lives for the
+    whole run makes every page ever read count as this process's memory, and truncating a mapped
+    file kills the process with a bus error.
     """
 
     def __init__(self, shards):
-        self.shards, self.dtype = shards, shards[0].dtype
-        self.starts = list(itertools.accumulate((shard.tokens for shard in shards), initial=0))
-        self.name = f"{shards[0].file.name}" + (
-            f" (and {len(shards) - 1:,} more)" if len(shards) > 1 else ""
-        )
+        self.shards = shards
+        self.dtype = shards[0].dtype
+        self.starts = list(itertools.accumulate((shard.num_tokens for shard in shards), initial=0))
+        self.name = str(shards[0].file.name)
+        if len(shards) > 1:
+            self.name += f" (and {len(shards) - 1:,} more)"
         for shard in shards:
             if shard.dtype != self.dtype:
                 raise DataError(
-                    f"{shard.file.name} holds {shard.dtype.name}, {shards[0].file.name} {self.dtype.name}. "
-                    "Save all files of a split with the same dtype"
+                    f"{shard.file.name} has {shard.dtype.name} tokens, {shards[0].file.name} "
+                    f"{self.dtype.name}. Save all files of a split with the same dtype"
                 )
 
     def __len__(self):
@@ -109,20 +115,27 @@ class Tokens:
         """The `length` tokens from each of `starts` on, (len(starts), length)."""
         out = np.empty((len(starts), length), self.dtype)
         for row, start in zip(out, starts, strict=True):
-            number = bisect_right(self.starts, start) - 1
-            while len(row):  # what lies beyond this file's end comes from the next
-                shard, first = self.shards[number], start - self.starts[number]
-                part = row[: shard.tokens - first]
-                shard.read(part, first)
-                row, start, number = row[len(part) :], start + len(part), number + 1
+            self.read_into(row, start)
         return out
 
-    def pieces(self):
-        """(file name, ids) over all tokens, in pieces that lie in one file each."""
+    def read_into(self, row, start):
+        """Fill `row` with the tokens from index `start` on, from as many shards as it takes."""
+        index = bisect_right(self.starts, start) - 1
+        while len(row):
+            shard = self.shards[index]
+            first = start - self.starts[index]
+            part = row[: shard.num_tokens - first]
+            shard.read_into(part, first)
+            row = row[len(part) :]
+            start += len(part)
+            index += 1
+
+    def chunks(self):
+        """(file name, ids) over all tokens, in chunks that each lie in one file."""
         for shard in self.shards:
-            for first in range(0, shard.tokens, PIECE):
-                ids = np.empty(min(PIECE, shard.tokens - first), self.dtype)
-                shard.read(ids, first)
+            for first in range(0, shard.num_tokens, CHUNK_TOKENS):
+                ids = np.empty(min(CHUNK_TOKENS, shard.num_tokens - first), self.dtype)
+                shard.read_into(ids, first)
                 yield shard.file.name, ids
 
 
@@ -132,7 +145,7 @@ def open_file(path):
     except OSError as error:
         raise DataError(f"cannot open {path}: {error.strerror}") from error
     if not os.fstat(file.fileno()).st_size:
-        raise DataError(f"{path} is empty. Copy or download it again, or take it out of its folder")
+        raise DataError(f"{path} is empty. Copy or download it again, or remove it from its folder")
     return file
 
 
@@ -143,124 +156,145 @@ def open_flat(path, dtype=UINT16):
 
 
 def open_npy(path):
-    """NumPy's .npy; its header alone is parsed, so that pickled objects are never read. Raises DataError."""
+    """A NumPy .npy file; only its header is parsed, so pickled objects are never loaded.
+
+    Raises DataError.
+    """
     file = open_file(path)
     try:
-        shape, _, dtype = NPY_HEADERS[np.lib.format.read_magic(file)](file)
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = NPY_HEADERS[version](file)
     except Exception as error:  # ValueError, or what ast and tokenize raise for a damaged header
         raise DataError(
-            f"{path} does not begin as a .npy file of version 1 or 2 does ({type(error).__name__}). "
+            f"{path} has no valid .npy header of version 1 or 2 ({type(error).__name__}). "
             "Copy or download it again"
         ) from error
     if dtype.hasobject:
         raise DataError(
-            f"{path} holds pickled objects, which are never read. Save its ids as uint16"
+            f"{path} contains pickled objects, which are never loaded. Save its ids as uint16"
         )
     if dtype not in (UINT16, UINT32) or len(shape) != 1:
+        name = path.as_posix()  # a backslash would be an escape in Python
+        convert = f"np.save('{name}', np.load('{name}').ravel().astype('<u4'))"
         raise DataError(
-            f"{path} is an array of {dtype} with the shape {shape}; tokens are little-endian uint16 or uint32 in one "
-            f"dimension. Convert it: python -c \"import numpy as np; np.save('{path}', "
-            f"np.load('{path}').ravel().astype('<u4'))\""
+            f"{path} is a {dtype} array of shape {shape}; tokens must be little-endian uint16 or "
+            f'uint32 in one dimension. Convert it: python -c "import numpy as np; {convert}"'
         )
     return Shard(file, dtype, file.tell(), shape[0])
 
 
 def open_llmc(path):
-    """A .bin of llm.c with GPT-2's tokens. Raises DataError."""
+    """A .bin file of llm.c with GPT-2 tokens. Raises DataError."""
     file = open_file(path)
-    magic, version, tokens = np.frombuffer(file.read(HEADER).ljust(HEADER, b"\0"), "<i4")[
-        :3
-    ].tolist()
+    header = file.read(LLMC_HEADER_BYTES).ljust(LLMC_HEADER_BYTES, b"\0")
+    magic, version, num_tokens = np.frombuffer(header, "<i4")[:3].tolist()
     if magic == LLAMA3_MAGIC:
         raise DataError(
-            f"{path} holds Llama 3's tokens (llm.c's magic number {magic}); only GPT-2's can be read. "
-            "Make it again with llm.c's tokenizer for GPT-2"
+            f"{path} has Llama 3 tokens (llm.c's magic number {magic}); only GPT-2 "
+            "tokens are supported. Write it again with llm.c's GPT-2 tokenizer"
         )
     if magic != GPT2_MAGIC:
         raise DataError(
-            f"{path} begins with the number {magic}; llm.c's files with GPT-2's tokens begin with {GPT2_MAGIC}. "
-            "Name files that are uint16 tokens without a header train.bin and val.bin"
+            f"{path} begins with the number {magic}; llm.c's files of GPT-2 tokens begin with "
+            f"{GPT2_MAGIC}. If these are uint16 tokens without a header, name them train.bin and "
+            "val.bin"
         )
     if version != GPT2_VERSION:
         raise DataError(
-            f"{path} has version {version} of llm.c's layout; only {GPT2_VERSION} can be read. "
-            "Make it again with the newest llm.c"
+            f"{path} has version {version} of llm.c's layout; only version "
+            f"{GPT2_VERSION} is supported. Write it again with the latest llm.c"
         )
-    return Shard(file, UINT16, HEADER, tokens)
+    return Shard(file, UINT16, LLMC_HEADER_BYTES, num_tokens)
 
 
 LAYOUTS = {"nanoGPT": open_flat, "NumPy": open_npy, "llm.c": open_llmc}
 
 
-def find_foreign(folder):
-    """The layout of a folder without meta.json, and {"train": its files, "val": its files} in name order.
+def find_external(folder):
+    """The layout of a folder without meta.json, and {"train": files, "val": files}, sorted by name.
 
-    (None, None) where there are no token files. Raises DataError for several layouts, a lacking split, and nanoGPT's
-    meta.pkl, which says that the tokens are not GPT-2's.
+    (None, None) if it has no token files. Raises DataError for several layouts, a missing split, or
+    nanoGPT's meta.pkl, which means that the tokens are not GPT-2's.
     """
-    found = {}  # layout -> split -> files
+    found = {}  # {layout: {split: files}}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := NAME.fullmatch(path.name):
-            layout = (
-                "NumPy" if path.suffix == ".npy" else "nanoGPT" if path.stem in SPLITS else "llm.c"
-            )
-            found.setdefault(layout, {split: [] for split in SPLITS})[match[1]].append(path)
+        if match := FILE_NAME.fullmatch(path.name):
+            files = found.setdefault(layout_of(path), {split: [] for split in SPLITS})
+            files[match[1]].append(path)
     if not found:
         return None, None
     if (folder / "meta.pkl").exists():
         text = folder / "input.txt"  # nanoGPT leaves it there
+        source = text if text.exists() else "FILE_OR_FOLDER"
         raise DataError(
-            f"{folder / 'meta.pkl'} is nanoGPT's sign for tokens that are not GPT-2's, and a pickle is never read. "
-            f"Prepare the text anew: python prepare.py {folder.name} "
-            f"--input={text if text.exists() else 'FILE_OR_FOLDER'} --tokenizer=char"
+            f"{folder / 'meta.pkl'} means that the tokens are not GPT-2's, and pickles are never "
+            f"loaded. Prepare the text again: python prepare.py {folder.name} --input={source} "
+            "--tokenizer=char"
         )
     if len(found) > 1:
-        examples = " and ".join(
-            f"{(files['train'] + files['val'])[0].name} ({k})" for k, files in found.items()
-        )
+        examples = [
+            f"{(files['train'] + files['val'])[0].name} ({layout})"
+            for layout, files in found.items()
+        ]
         raise DataError(
-            f"{folder} has token files of several layouts: {examples}. Leave those of one in it"
+            f"{folder} has token files of several layouts: "
+            f"{' and '.join(examples)}. Keep those of one"
         )
     [(layout, files)] = found.items()
-    for here, lacking in (SPLITS, SPLITS[::-1]):
-        if not files[lacking]:
-            last = files[here][-1]
-            start, end = NAME.fullmatch(last.name).span(1)
-            renamed = last.with_name(last.name[:start] + lacking + last.name[end:])
-            advice = (
-                f"use one of them: mv {last} {renamed}"
-                if len(files[here]) > 1
-                else f"add {renamed}"
-            )
-            raise DataError(
-                f"{folder} has token files for {here} ({last.name}) and none for {lacking}; {advice}"
-            )
+    check_both_splits(folder, files)
     return layout, files
 
 
-def allow_open_files(count):
-    """Raise this process's limit of open files so that `count` more fit. Raises DataError at the system's own limit.
+def layout_of(path):
+    if path.suffix == ".npy":
+        return "NumPy"
+    return "nanoGPT" if path.stem in SPLITS else "llm.c"
 
-    The usual limit is 1,024, on macOS 256, and 100 billion tokens come in 1,000 files. To open files anew at each
-    access would do without, but then one that was replaced would slip into the run.
+
+def check_both_splits(folder, files):
+    """Raise DataError if a split has no files, with how to name one."""
+    for present, missing in (SPLITS, SPLITS[::-1]):
+        if files[missing]:
+            continue
+        last = files[present][-1]
+        start, end = FILE_NAME.fullmatch(last.name).span(1)
+        renamed = last.with_name(last.name[:start] + missing + last.name[end:])
+        has_several = len(files[present]) > 1
+        advice = f"use one of them: mv {last} {renamed}" if has_several else f"add {renamed}"
+        raise DataError(
+            f"{folder} has token files for {present} ({last.name}) but none for {missing}; {advice}"
+        )
+
+
+def allow_open_files(count):
+    """Raise this process's limit of open files to fit `count` more.
+
+    The usual limit is 1,024 (256 on macOS), and 100 billion tokens come in 1,000 files. Opening
+    files anew at each access would avoid that, but then a file that was replaced would slip into a
+    running training. Raises DataError at the system's own limit.
     """
     try:
         import resource
     except ImportError:  # Windows, whose C runtime allows 8,192
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + 512  # for all else that a run opens
+    needed = count + SPARE_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise DataError(
-            f"{count:,} token files are to stay open, and this system allows a process {hard:,} files. "
-            "Join them to fewer and larger ones"
+            f"{count:,} token files must stay open, but this system allows a "
+            f"process {hard:,} open files. Merge them into fewer, larger files"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def open_all(files, open_one):
-    """{"train": Tokens, "val": Tokens} of {"train": files, "val": files}. Raises DataError."""
+def open_all(files, open_shard):
+    """{"train": TokenArray, "val": TokenArray} of {"train": files, "val": files}.
+
+    Raises DataError.
+    """
     allow_open_files(sum(map(len, files.values())))
-    return {split: Tokens([open_one(path) for path in paths]) for split, paths in files.items()}
+    return {
+        split: TokenArray([open_shard(path) for path in paths]) for split, paths in files.items()
+    }

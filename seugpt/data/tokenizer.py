@@ -1,4 +1,7 @@
-"""Text <-> token ids, by characters or byte-level BPE, and the JSON description that travels in every checkpoint."""
+"""Text <-> token ids, by characters or byte-level BPE.
+
+Every checkpoint carries its tokenizer as a spec, a dictionary that can be written as JSON.
+"""
 
 import base64
 import json
@@ -10,22 +13,23 @@ import numpy as np
 import tiktoken
 
 from seugpt.data.download import download
-from seugpt.data.text import cut_between_words
+from seugpt.data.text import split_at_word_boundaries
 from seugpt.data.tokenizer_json import (
     END_OF_TEXT,
     HuggingFaceTokenizer,
-    spec_of,
-    write_bpe,
-    write_chars,
+    bpe_to_json,
+    chars_to_json,
+    spec_from_json,
 )
 from seugpt.errors import DataError
 
-# How GPT-2 cuts text into words before merging. A word never reaches past its last letter into white space,
-# which is what lets prepare.py cut a long text between words and still get the same tokens.
+# How GPT-2 splits text into words before merging. A word never extends past its last letter into
+# white space, so prepare.py can split a long text between words and still get the same tokens.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# What tiktoken downloads once, under the names that it keeps them by (the sha1 of their addresses). They are fetched
-# for it: tiktoken tries only once, and a server that falls silent would keep it waiting for ever.
+# The files that tiktoken downloads, under the names by which it caches them (the sha1 of their
+# URLs). We download them in its place: tiktoken tries only once, and waits forever for a server
+# that stops responding.
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_FILES = {
     "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": {
@@ -39,34 +43,36 @@ GPT2_FILES = {
         "size": 1_042_301,
     },
 }
+NUM_CODE_POINTS = 0x110000  # of Unicode
+MAX_NAMED_CHARS = 8  # unknown characters listed in a message
+BPE_BATCH = 16  # texts that rustbpe holds in memory at a time
 
 
 class CharTokenizer:
-    """One token per character of `chars`, a string without repetitions; the id is the position in it."""
+    """One token per character of `chars`, a string without repetitions; an id is an index in it."""
 
-    separator = "\n\n"  # between documents
+    document_separator = "\n\n"
 
     def __init__(self, chars):
         self.chars = chars
         self.vocab_size = len(chars)
-        self.table = np.full(0x110000, -1, dtype=np.int32)  # code point -> id
-        self.table[code_points(chars)] = np.arange(len(chars))
+        self.id_of = np.full(NUM_CODE_POINTS, -1, dtype=np.int32)  # -1: not in the vocabulary
+        self.id_of[code_points(chars)] = np.arange(len(chars))
 
     def encode(self, text):
-        """text -> int32 array of ids, (characters,). Raises DataError that names the unknown characters."""
-        ids = self.table[code_points(text)]
+        """text -> int32 array of ids, (characters,).
+
+        Raises DataError naming the unknown characters.
+        """
+        ids = self.id_of[code_points(text)]
         if (ids < 0).any():
             unknown = sorted(set(text) - set(self.chars))
-            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:8]) + (
-                ", ..." if len(unknown) > 8 else ""
-            )
-            raise DataError(
-                f"not among the {self.vocab_size} characters of this vocabulary: {named}"
-            )
+            vocabulary = f"the {self.vocab_size} characters of this vocabulary"
+            raise DataError(f"not among {vocabulary}: {name_chars(unknown)}")
         return ids
 
-    def prompt(self, text):
-        """The ids of the beginning of a text, which a model goes on from; elsewhere they may have a mark in front."""
+    def encode_prompt(self, text):
+        """The ids of the beginning of a text; other tokenizers may begin with a special token."""
         return self.encode(text)
 
     def decode_bytes(self, ids):
@@ -75,15 +81,18 @@ class CharTokenizer:
     def spec(self):
         return {"kind": "char", "chars": self.chars}
 
-    def json(self):
-        """The text of a tokenizer.json, Hugging Face's form. Raises DataError: the package tokenizers is missing."""
-        return write_chars(self.chars)
+    def to_json(self):
+        """The content of a Hugging Face tokenizer.json.
+
+        Raises DataError if the tokenizers package is missing.
+        """
+        return chars_to_json(self.chars)
 
 
 class BPETokenizer:
-    """Byte-level BPE by tiktoken: GPT-2's own, or one that was trained here."""
+    """Byte-level BPE run by tiktoken: GPT-2's own, or one trained here."""
 
-    separator = END_OF_TEXT
+    document_separator = END_OF_TEXT
 
     def __init__(self, encoding, spec):
         self.encoding = encoding
@@ -91,12 +100,15 @@ class BPETokenizer:
         self._spec = spec
 
     def encode(self, text):
-        """text -> uint32 array of ids. Any text can be encoded; "<|endoftext|>" in it becomes one token."""
+        """text -> uint32 array of ids.
+
+        Any text can be encoded; "<|endoftext|>" becomes one token.
+        """
         return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
 
-    def prompt(self, text):
-        pieces = cut_between_words([text])  # a million blanks in a row are too many for tiktoken
-        return np.concatenate([self.encode(piece) for piece in pieces])
+    def encode_prompt(self, text):
+        chunks = split_at_word_boundaries([text])  # tiktoken fails on a million spaces in a row
+        return np.concatenate([self.encode(chunk) for chunk in chunks])
 
     def decode_bytes(self, ids):
         return self.encoding.decode_bytes(list(ids))
@@ -104,63 +116,72 @@ class BPETokenizer:
     def spec(self):
         return self._spec
 
-    def json(self):
-        end_of_text = 1  # the last id
-        return write_bpe(
-            [
-                self.encoding.decode_single_token_bytes(i)
-                for i in range(self.vocab_size - end_of_text)
-            ]
-        )
+    def to_json(self):
+        num_ranks = self.vocab_size - 1  # the last id is END_OF_TEXT
+        return bpe_to_json([self.encoding.decode_single_token_bytes(i) for i in range(num_ranks)])
 
 
 def code_points(text):
-    """The text's Unicode code points, a uint32 array (characters,)."""
+    """The Unicode code points of a text, a uint32 array (characters,)."""
     return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
 
 
-def characters_in(token):
-    """How many characters begin in a token's bytes: UTF-8 marks the bytes that only go on."""
+def name_chars(chars):
+    """A list of characters for a message, as in "'ã' (U+00E3), '🦜' (U+1F99C)"."""
+    names = [f"{c!r} (U+{ord(c):04X})" for c in chars[:MAX_NAMED_CHARS]]
+    if len(chars) > MAX_NAMED_CHARS:
+        names.append("...")
+    return ", ".join(names)
+
+
+def num_chars(token):
+    """How many characters begin in a token's bytes; UTF-8 marks continuation bytes."""
     return sum(byte & 0xC0 != 0x80 for byte in token)
 
 
 def decode(tokenizer, ids):
-    """ids -> text; bytes that are no UTF-8, as a BPE model can produce, show as U+FFFD."""
+    """ids -> text; bytes that are not UTF-8, which a BPE model can produce, become U+FFFD."""
     return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-def prompt_ids(tokenizer, text, called):
-    """The ids of a text that a model is to read. Raises DataError that names the characters which it does not know."""
+def encode_prompt(tokenizer, text, option):
+    """The ids of the text given to `option`.
+
+    Raises DataError naming the characters unknown to the model.
+    """
     try:
-        ids = tokenizer.prompt(text)
+        ids = tokenizer.encode_prompt(text)
     except DataError as error:
         known = getattr(tokenizer, "chars", "")
-        raise DataError(
-            f"the {called} has what the model never saw in training: {error}. It knows: {known!r}"
-        ) from error
-    if not len(ids):  # some of Hugging Face's leave out blanks
-        raise DataError(f"the {called} has no tokens in it; give a longer one")
+        problem = f"--{option} has characters that the model never saw in training: {error}"
+        raise DataError(f"{problem}. It knows: {known!r}") from error
+    if not len(ids):  # some Hugging Face tokenizers drop spaces
+        raise DataError(f"--{option} has no tokens; give a longer text")
     return ids
 
 
 def gpt2_tokenizer():
-    """GPT-2's 50,257 tokens. They are downloaded once; TIKTOKEN_CACHE_DIR names a folder that keeps them."""
-    folder = gpt2_folder()
+    """GPT-2's 50,257 tokens. They are downloaded once, into the folder TIKTOKEN_CACHE_DIR.
+
+    Raises DataError.
+    """
+    folder = tiktoken_cache_dir()
     advice = (
-        "It is downloaded once: connect to the network, set TIKTOKEN_CACHE_DIR to a folder that has it, or use "
-        "--tokenizer=bpe, which needs no download"
+        "It is downloaded once: connect to the network, set TIKTOKEN_CACHE_DIR "
+        "to a folder that has it, or use --tokenizer=bpe, which needs no download"
     )
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for name, file in GPT2_FILES.items():
-                download(folder / name, advice, **file)
+                download(folder / name, **file, advice=advice)
         return BPETokenizer(tiktoken.get_encoding("gpt2"), {"kind": "gpt2"})
     except DataError as error:
         raise DataError(f"cannot get GPT-2's vocabulary: {error}") from error
     except OSError as error:
         raise DataError(
-            f"cannot keep GPT-2's vocabulary in {folder}: {error.strerror}. Set TIKTOKEN_CACHE_DIR to a folder of yours"
+            f"cannot write GPT-2's vocabulary to {folder}: {error.strerror}. "
+            "Set TIKTOKEN_CACHE_DIR to a folder of your own"
         ) from error
     except Exception as error:  # tiktoken's own
         raise DataError(
@@ -168,51 +189,59 @@ def gpt2_tokenizer():
         ) from error
 
 
-def gpt2_folder():
-    """Where tiktoken looks for its files; None: told to keep none, it downloads them itself each time."""
+def tiktoken_cache_dir():
+    """Where tiktoken looks for its files; None if it is told to cache nothing."""
     default = Path(tempfile.gettempdir(), "data-gym-cache")
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
     return Path(folder) if folder != "" else None
 
 
 def bpe_tokenizer(ranks):
-    """A tokenizer from its tokens, a list of bytes in the order of merging, with END_OF_TEXT after them; ValueError."""
-    if len(set(ranks)) < len(ranks) or not {bytes([byte]) for byte in range(256)} <= set(ranks):
-        raise ValueError("the ranks must hold every byte, and no token twice")
+    """A tokenizer from its tokens, bytes in merge order; END_OF_TEXT gets the last id.
+
+    Raises ValueError.
+    """
+    every_byte = {bytes([byte]) for byte in range(256)}
+    if len(set(ranks)) < len(ranks) or not every_byte <= set(ranks):
+        raise ValueError("the ranks must contain every byte, and no token twice")
     encoding = tiktoken.Encoding(
         "bpe",
         pat_str=GPT2_PATTERN,
         mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
         special_tokens={END_OF_TEXT: len(ranks)},
     )
-    return BPETokenizer(
-        encoding, {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]}
-    )
+    return BPETokenizer(encoding, bpe_spec(ranks))
+
+
+def bpe_spec(ranks):
+    return {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]}
 
 
 def train_bpe(texts, vocab_size):
-    """Train a byte-level BPE of at most vocab_size tokens on an iterable of texts, with the extra package rustbpe."""
+    """Train byte-level BPE of at most `vocab_size` tokens on an iterable of texts.
+
+    Raises DataError if the rustbpe package is missing.
+    """
     try:
         import rustbpe
     except ImportError:
         raise DataError(
             "--tokenizer=bpe needs the package rustbpe: python -m pip install rustbpe==0.1.0"
         ) from None
+    documents = (document for text in texts for document in text.split(END_OF_TEXT))
     trainer = rustbpe.Tokenizer()
-    parts = (part for text in texts for part in text.split(END_OF_TEXT))
     trainer.train_from_iterator(
-        parts, vocab_size=vocab_size - 1, buffer_size=16, pattern=GPT2_PATTERN
-    )  # texts in memory
-    return bpe_tokenizer(
-        [
-            bytes(token)
-            for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-        ]
+        documents, vocab_size=vocab_size - 1, buffer_size=BPE_BATCH, pattern=GPT2_PATTERN
     )
+    by_rank = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+    return bpe_tokenizer([bytes(token) for token, _ in by_rank])
 
 
 def load_tokenizer(spec, source="tokenizer"):
-    """The tokenizer that `spec()` described. Raises DataError, which names `source`, for what is no description."""
+    """The tokenizer that a spec() describes.
+
+    Raises DataError, naming `source`, for an invalid spec.
+    """
     if spec == {"kind": "gpt2"}:
         return gpt2_tokenizer()
     try:
@@ -227,37 +256,36 @@ def load_tokenizer(spec, source="tokenizer"):
         raise ValueError(spec["kind"])
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:  # the last of a tensor
+    except (KeyError, TypeError, ValueError, IndexError) as error:  # IndexError: `spec` is a tensor
         raise DataError(
-            f"{source}: not a tokenizer description: {type(error).__name__} {error}"
+            f"{source}: not a valid tokenizer spec: {type(error).__name__} {error}"
         ) from error
 
 
 def char_tokenizer(chars):
     if not isinstance(chars, str) or not chars or len(set(chars)) < len(chars):
-        raise ValueError("chars must be a text without repetitions, at least one character long")
+        raise ValueError("chars must be a text of at least one character, without repetitions")
     return CharTokenizer(chars)
 
 
 def read_spec(path):
-    """The tokenizer's description in a data set's meta.json, in a tokenizer.json, or in a folder with one of them.
+    """The tokenizer spec of a meta.json or tokenizer.json, or of a folder with one of them.
 
     Raises DataError.
     """
     path = Path(path)
     if path.is_dir():
-        path = next(
-            (path / name for name in ("meta.json", "tokenizer.json") if (path / name).is_file()),
-            path,
-        )
+        candidates = [path / name for name in ("meta.json", "tokenizer.json")]
+        path = next(filter(Path.is_file, candidates), path)
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-        return spec_of(text) if "model" in content else content["tokenizer"]
+        return spec_from_json(text) if "model" in content else content["tokenizer"]
     except DataError as error:
-        raise DataError(f"cannot take the tokenizer of {path}: {error}") from error
+        raise DataError(f"cannot read the tokenizer of {path}: {error}") from error
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise DataError(
-            f"cannot take the tokenizer of {path}: {reason}. Give a meta.json, a tokenizer.json or a folder with one"
+            f"cannot read the tokenizer of {path}: {reason}. Give "
+            "a meta.json, a tokenizer.json or a folder with one"
         ) from error

@@ -1,7 +1,7 @@
-"""tokenizer.json, the form in which Hugging Face keeps a tokenizer: theirs read, and ours written in it.
+"""Hugging Face's tokenizer.json: read, and written from our tokenizers.
 
-Characters, GPT-2's tokens and byte-level BPE in GPT-2's manner are the same thing in both forms, and turn into each
-other. Any other one stays as it is, and the package tokenizers runs it.
+Character vocabularies and GPT-2-style byte-level BPE convert exactly in both directions. Any other
+tokenizer.json is kept as it is and run by the tokenizers package.
 """
 
 import base64
@@ -14,18 +14,20 @@ import numpy as np
 from seugpt.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
-# of GPT-2's tokens in order, each in base64 and with a line end
+# Of GPT-2's tokens in order, each in base64 and followed by a newline.
 GPT2_SHA256 = "9f5c51677dd3f37bbf0ab2017579262cac437eb5f140a8efb53a235dbdb3ce0b"
-# What a token in tokenizer.json writes for a byte: itself where it is printable, else a letter from U+0100 on.
+# tokenizer.json spells a byte as itself if it is printable, else as a character from U+0100 on.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-LETTERS = {byte: chr(byte) for byte in PRINTABLE}
-LETTERS |= {
-    byte: chr(0x100 + n) for n, byte in enumerate(b for b in range(256) if b not in LETTERS)
-}
-BYTES = {letter: byte for byte, letter in LETTERS.items()}
+UNPRINTABLE = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
+BYTE_TO_CHAR |= {byte: chr(0x100 + n) for n, byte in enumerate(UNPRINTABLE)}
+CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+SENTENCEPIECE_SPACE = "\u2581"
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>")
 
 
-def package():
+def import_tokenizers():
+    """The tokenizers package. Raises DataError if it is missing."""
     try:
         import tokenizers
     except ImportError:
@@ -35,175 +37,184 @@ def package():
     return tokenizers
 
 
-def fingerprint(ranks):
-    """The checksum of a BPE's tokens, a list of bytes in the order of merging."""
+def ranks_sha256(ranks):
+    """The checksum of a BPE vocabulary: tokens as bytes in merge order."""
     return hashlib.sha256(b"".join(base64.b64encode(token) + b"\n" for token in ranks)).hexdigest()
 
 
-def spec_of(text):
-    """The description, as data.tokenizer.load_tokenizer takes it, of the text of a tokenizer.json; DataError."""
+def spec_from_json(text):
+    """The spec, as load_tokenizer takes it, of a tokenizer.json's content. Raises DataError."""
     try:
         content = json.loads(text)
-        model = content["model"]
-        if (
-            model["type"] == "WordLevel"
-            and content["decoder"] == {"type": "Fuse"}
-            and not content["normalizer"]
-        ):
-            chars = "".join(sorted(model["vocab"], key=model["vocab"].get))
-            if len(chars) == len(model["vocab"]) and sorted(model["vocab"].values()) == list(
-                range(len(chars))
-            ):
-                return {"kind": "char", "chars": chars}
-        ranks = gpt2_like_ranks(content)
+        chars = chars_of(content)
+        ranks = gpt2_style_ranks(content)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"it is no tokenizer.json that can be read ({type(error).__name__}: {error})"
+            f"it is not a readable tokenizer.json ({type(error).__name__}: {error})"
         ) from error
+    if chars is not None:
+        return {"kind": "char", "chars": chars}
     if ranks is None:
         return {"kind": "huggingface", "json": text}
-    if fingerprint(ranks) == GPT2_SHA256:
+    if ranks_sha256(ranks) == GPT2_SHA256:
         return {"kind": "gpt2"}
     return {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]}
 
 
-def gpt2_like_ranks(content):
-    """The tokens in order where tiktoken would cut every text just as this tokenizer.json does; else None."""
-    model, cutting = content["model"], content["pre_tokenizer"] or {}
+def chars_of(content):
+    """The characters of a tokenizer.json that chars_to_json wrote, else None."""
+    model = content["model"]
+    if (
+        model["type"] != "WordLevel"
+        or content["decoder"] != {"type": "Fuse"}
+        or content["normalizer"]
+    ):
+        return None
+    vocab = model["vocab"]
+    chars = "".join(sorted(vocab, key=vocab.get))
+    in_order = len(chars) == len(vocab) and sorted(vocab.values()) == list(range(len(chars)))
+    return chars if in_order else None
+
+
+def gpt2_style_ranks(content):
+    """The tokens in merge order, if tiktoken splits all texts as this tokenizer.json does."""
+    model = content["model"]
     if model["type"] != "BPE":
         return None
-    added = [(token["id"], token["content"]) for token in content["added_tokens"]]
+    pre_tokenizer = content["pre_tokenizer"] or {}
+    post_processor = content["post_processor"] or {}
     vocab = {token: i for token, i in model["vocab"].items() if token != END_OF_TEXT}
-    ordered = sorted(vocab, key=vocab.get)
+    tokens = sorted(vocab, key=vocab.get)
     merges = [
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
-        for merge in model.get("merges", [])
+        merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])
     ]
-    alike = (
-        not (model.get("ignore_merges") or model.get("dropout") or content["normalizer"])
-        and (
-            cutting.get("type") == "ByteLevel"
-            and cutting.get("use_regex", True)
-            and not cutting["add_prefix_space"]
-        )
-        and (content["post_processor"] or {}).get("type") in (None, "ByteLevel")
-        and added == [(len(vocab), END_OF_TEXT)]
-        and [vocab[token] for token in ordered] == list(range(len(vocab)))
-        and set(ordered[:256]) == set(BYTES)
-        and ["".join(merge) for merge in merges] == ordered[256:]
+    added_tokens = [(token["id"], token["content"]) for token in content["added_tokens"]]
+    equivalent = (
+        not model.get("ignore_merges")
+        and not model.get("dropout")
+        and not content["normalizer"]
+        and pre_tokenizer.get("type") == "ByteLevel"
+        and pre_tokenizer.get("use_regex", True)
+        and not pre_tokenizer["add_prefix_space"]
+        and post_processor.get("type") in (None, "ByteLevel")
+        and added_tokens == [(len(vocab), END_OF_TEXT)]
+        and [vocab[token] for token in tokens] == list(range(len(vocab)))
+        and set(tokens[:256]) == set(CHAR_TO_BYTE)
+        and ["".join(merge) for merge in merges] == tokens[256:]
     )
-    return [bytes(BYTES[letter] for letter in token) for token in ordered] if alike else None
+    if not equivalent:
+        return None
+    return [bytes(CHAR_TO_BYTE[char] for char in token) for token in tokens]
 
 
-def write_chars(chars):
-    """The text of a tokenizer.json for a vocabulary of characters."""
-    tokenizers = package()
-    result = tokenizers.Tokenizer(tokenizers.models.WordLevel({c: i for i, c in enumerate(chars)}))
-    result.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    result.decoder = tokenizers.decoders.Fuse()
-    return result.to_str(pretty=True)
+def chars_to_json(chars):
+    """The content of a tokenizer.json for a character vocabulary."""
+    tokenizers = import_tokenizers()
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({c: i for i, c in enumerate(chars)})
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(r"[\s\S]"), "isolated"
+    )
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    return tokenizer.to_str(pretty=True)
 
 
-def write_bpe(ranks):
-    """The text of a tokenizer.json for a byte-level BPE; ranks: its tokens as bytes in the order of merging."""
-    tokenizers = package()
-    places = {token: rank for rank, token in enumerate(ranks)}
-    letters = ["".join(LETTERS[byte] for byte in token) for token in ranks]
-    merges = [
-        tuple(letters[places[part]] for part in halves(token, places))
-        for token in ranks
-        if len(token) > 1
-    ]
-    vocab = {token: rank for rank, token in enumerate(letters)}
-    result = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
-    result.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    result.decoder = tokenizers.decoders.ByteLevel()
-    result.add_special_tokens([END_OF_TEXT])
-    return result.to_str(pretty=True)
+def bpe_to_json(ranks):
+    """The content of a tokenizer.json for byte-level BPE; `ranks`: tokens in merge order."""
+    tokenizers = import_tokenizers()
+    rank_of = {token: rank for rank, token in enumerate(ranks)}
+    spelled = ["".join(BYTE_TO_CHAR[byte] for byte in token) for token in ranks]
+    merges = []
+    for token in ranks:
+        if len(token) > 1:
+            left, right = merged_halves(token, rank_of)
+            merges.append((spelled[rank_of[left]], spelled[rank_of[right]]))
+    vocab = {token: rank for rank, token in enumerate(spelled)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer.to_str(pretty=True)
 
 
-def halves(token, places):
-    """The two tokens that were merged into this one: what merging in order makes of its bytes one step before."""
+def merged_halves(token, rank_of):
+    """The two tokens that merge into this one: its bytes, merged until two parts are left."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        joined = [places.get(a + b, len(places)) for a, b in itertools.pairwise(parts)]
-        first = joined.index(min(joined))
+        ranks = [rank_of.get(a + b, len(rank_of)) for a, b in itertools.pairwise(parts)]
+        first = ranks.index(min(ranks))
         parts[first : first + 2] = [parts[first] + parts[first + 1]]
     return parts
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer.json of any other kind, such as Llama's, run by the package tokenizers."""
+    """Any other tokenizer.json, such as Llama's, run by the tokenizers package."""
 
     def __init__(self, text):
-        """Raises DataError: the package is missing, or the tokens do not say which bytes they stand for."""
+        """Raises DataError if the package is missing, or if tokens cannot be turned to bytes."""
         self.text = text
         content = json.loads(text)
+        from_str = import_tokenizers().Tokenizer.from_str
         try:
-            content["model"].pop(
-                "dropout", None
-            )  # BPE's, which would cut a text otherwise each time
-            self.whole = package().Tokenizer.from_str(json.dumps(content))
-            self.inner = package().Tokenizer.from_str(json.dumps(without_prefix(content)))
-        except (DataError, KeyboardInterrupt):
+            content["model"].pop("dropout", None)  # would encode a text differently each time
+            self.prompt_encoder = from_str(json.dumps(content))
+            self.encoder = from_str(json.dumps(without_prefix(content)))
+        except KeyboardInterrupt:
             raise
-        except (
-            BaseException
-        ) as error:  # the package raises plain Exception, and its panics are not even that
+        except BaseException as error:  # the package's panics are no Exception
             raise DataError(
                 f"the package tokenizers cannot read tokenizer.json: {error}"
             ) from error
-        for tokenizer in (
-            self.whole,
-            self.inner,
-        ):  # transformers writes both into the file, and each loses a text
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-        vocab = self.whole.get_vocab(with_added_tokens=True)
+        for encoder in (self.prompt_encoder, self.encoder):  # transformers saves both settings
+            encoder.no_truncation()
+            encoder.no_padding()
+        vocab = self.prompt_encoder.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=0) + 1
-        if (
-            self.vocab_size > 2 * len(vocab) + 1000
-        ):  # a model would have a row for each of the ids between
+        if self.vocab_size > 2 * len(vocab) + 1000:  # a model would need a row for each unused id
             raise DataError(
-                f"tokenizer.json has {len(vocab):,} tokens, and one with the id {self.vocab_size - 1:,}"
+                f"tokenizer.json has {len(vocab):,} tokens but ids up to {self.vocab_size - 1:,}"
             )
         special = {token["id"]: token["content"].encode() for token in content["added_tokens"]}
-        spell = speller(content)
-        self.table = {i: special.get(i) or spell(token) for token, i in vocab.items()}
-        ends = (END_OF_TEXT, "<|end_of_text|>", "</s>")
-        self.separator = next((end for end in ends if end in vocab), "\n\n")  # between documents
+        to_bytes = token_decoder(content)
+        self.bytes_of = {i: special.get(i) or to_bytes(token) for token, i in vocab.items()}
+        self.document_separator = next((token for token in END_TOKENS if token in vocab), "\n\n")
 
     def encode(self, text):
-        """text -> int32 array of ids, as in the middle of a longer text: no mark of its beginning, no blank before."""
-        return np.array(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        """text -> int32 array of ids, as inside a longer text: nothing is put in front."""
+        return encoded_ids(self.encoder, text, add_special_tokens=False)
 
-    def prompt(self, text):
-        """The ids of a text's beginning, with the mark that the model expects there."""
-        return np.array(self.whole.encode(text).ids, dtype=np.int32)
+    def encode_prompt(self, text):
+        """The ids of the beginning of a text, with the begin-of-text token if there is one."""
+        return encoded_ids(self.prompt_encoder, text)
 
     def decode_bytes(self, ids):
-        return b"".join(self.table.get(int(i), b"") for i in ids)
+        return b"".join(self.bytes_of.get(int(i), b"") for i in ids)
 
     def spec(self):
         return {"kind": "huggingface", "json": self.text}
 
-    def json(self):
+    def to_json(self):
         return self.text
 
 
+def encoded_ids(encoder, text, **options):
+    """The ids of a text, int32. Raises DataError if the tokenizer lacks what it needs for it."""
+    try:
+        return np.array(encoder.encode(text, **options).ids, dtype=np.int32)
+    except Exception as error:  # the package raises plain Exception
+        raise DataError(f"tokenizer.json cannot encode this text: {error}") from error
+
+
 def without_prefix(content):
-    """A tokenizer.json that puts no blank before a text, so that a long text can be encoded in pieces."""
-    content = json.loads(json.dumps(content))  # a copy, all the way down
-    normalizer, cutting = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
-    normalizers = [
-        part
-        for part in normalizer.get("normalizers", [normalizer])
-        if part.get("type", "Prepend") != "Prepend"
-    ]
-    content["normalizer"] = (
-        {"type": "Sequence", "normalizers": normalizers} if normalizers else None
-    )
-    for part in cutting.get("pretokenizers", [cutting]):
+    """A copy of tokenizer.json that puts no space in front of a text, to encode it in chunks."""
+    content = json.loads(json.dumps(content))  # a deep copy
+    normalizer = content.get("normalizer") or {}
+    parts = normalizer.get("normalizers", [normalizer])
+    kept = [part for part in parts if part.get("type", "Prepend") != "Prepend"]
+    content["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    pre_tokenizer = content.get("pre_tokenizer") or {}
+    for part in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
         if part.get("type") == "Metaspace":
             part["prepend_scheme"] = "never"
         if part.get("type") == "ByteLevel":
@@ -211,18 +222,29 @@ def without_prefix(content):
     return content
 
 
-def speller(content):
-    """The function from a token's text in tokenizer.json to the bytes that it stands for, by its decoder; DataError."""
+def token_decoder(content):
+    """The function from a token's spelling in tokenizer.json to its bytes, by the decoder.
+
+    Raises DataError.
+    """
     decoder = content.get("decoder") or {}
-    kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part}
-    if "ByteLevel" in kinds:
-        return lambda token: bytes(BYTES[letter] for letter in token)
-    if kinds & {"ByteFallback", "Metaspace"}:  # sentencepiece's: U+2581 is a blank, <0x0A> a byte
-        return lambda token: (
-            bytes([int(token[3:5], 16)])
-            if len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-            else token.replace("\u2581", " ").encode()
-        )
+    types = {part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part}
+    if "ByteLevel" in types:
+        return byte_level_to_bytes
+    if types & {"ByteFallback", "Metaspace"}:
+        return sentencepiece_to_bytes
     raise DataError(
-        f"tokenizer.json has the decoder {decoder.get('type')}; ByteLevel and sentencepiece's are known"
+        f"tokenizer.json has the decoder {decoder.get('type')}; "
+        "supported are ByteLevel and sentencepiece's"
     )
+
+
+def byte_level_to_bytes(token):
+    return bytes(CHAR_TO_BYTE[char] for char in token)
+
+
+def sentencepiece_to_bytes(token):
+    """U+2581 is a space, <0x0A> a single byte."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace(SENTENCEPIECE_SPACE, " ").encode()

@@ -1,1 +1,1 @@
-"""The loss of a text, exactly, and zero-shot tasks."""
+"""The exact loss of a text, and zero-shot tasks."""

@@ -1,48 +1,60 @@
-"""The loss over a whole text: its windows, their batches, and the sum over all targets."""
+"""The loss of a model over batches of tokens, and the windows in which a whole text is read.
+
+Shapes: B windows, T tokens.
+"""
 
 import itertools
 
 import numpy as np
 import torch
 
-from model import IGNORE
+from model import IGNORE_INDEX
 
 
 @torch.no_grad()
 def summed_loss(model, batches, device, autocast):
-    """(loss in nats summed over the targets, their number), float64 (2,), of a model in eval mode.
+    """(loss in nats summed over the targets, number of targets), float64 (2,).
 
-    batches: of x and y, int64 arrays (B, T); targets that are IGNORE do not count.
+    The model is in eval mode. `batches`: x and y, int64 arrays (B, T); targets equal to
+    IGNORE_INDEX do not count.
     """
     total = torch.zeros(2, dtype=torch.float64)
     for x, y in batches:
+        x_on_device = torch.from_numpy(x).to(device)
+        y_on_device = torch.from_numpy(y).to(device)
         with autocast:
-            loss = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))[1]
-        total += torch.tensor([loss.item(), 1.0]) * int((y != IGNORE).sum())
+            loss = model(x_on_device, y_on_device)[1]
+        num_targets = int((y != IGNORE_INDEX).sum())
+        total += torch.tensor([loss.item(), 1.0]) * num_targets
     return total
 
 
-def windows(pieces, block_size, stride):
-    """(ids, first) of windows over ids that come in pieces: of the targets ids[1:] those from `first` on are scored.
+def sliding_windows(chunks, block_size, stride):
+    """(ids, first) of windows over ids in chunks: targets ids[1:] are scored from `first` on.
 
-    At most block_size + 1 ids each, in the order of the text. A window scores `stride` targets that the one before has
-    not, but for the first, which scores all; so each token but the text's first is scored once.
+    A window has at most block_size + 1 ids. Each scores the `stride` targets that the one before
+    did not, except for the first window, which scores all: every token but the text's first is
+    scored exactly once.
     """
-    held, first = np.empty(0, dtype=np.int64), 0
-    for piece in pieces:
-        held = np.concatenate((held, piece))
-        while len(held) > block_size:
-            yield held[: block_size + 1], first
-            held, first = held[stride:], block_size - stride
-    if len(held) > first + 1:
-        yield held, first
+    buffer = np.empty(0, dtype=np.int64)
+    first = 0
+    for chunk in chunks:
+        buffer = np.concatenate((buffer, chunk))
+        while len(buffer) > block_size:
+            yield buffer[: block_size + 1], first
+            buffer = buffer[stride:]
+            first = block_size - stride
+    if len(buffer) > first + 1:
+        yield buffer, first
 
 
-def batched(windows, batch_size):
-    """x, y int64 (B, T) of at most batch_size windows; y is IGNORE where nothing is to be scored."""
+def batch_windows(windows, batch_size):
+    """x, y, int64 (B, T), of at most batch_size windows; y is IGNORE_INDEX where not scored."""
     while rows := list(itertools.islice(windows, batch_size)):
-        shape = len(rows), max(len(ids) for ids, _ in rows) - 1
-        x, y = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+        longest = max(len(ids) for ids, _ in rows) - 1
+        x = np.zeros((len(rows), longest), dtype=np.int64)
+        y = np.full((len(rows), longest), IGNORE_INDEX, dtype=np.int64)
         for row, (ids, first) in enumerate(rows):
-            x[row, : len(ids) - 1], y[row, first : len(ids) - 1] = ids[:-1], ids[first + 1 :]
+            x[row, : len(ids) - 1] = ids[:-1]
+            y[row, first : len(ids) - 1] = ids[first + 1 :]
         yield x, y

@@ -1,1 +1,1 @@
-"""From logits to the next token, from token to token through the cache, from tokens to text."""
+"""Generation: from logits to the next token, through the KV cache, to text."""

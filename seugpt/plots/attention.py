@@ -1,144 +1,164 @@
-"""Where the heads of a model look: maps of a short text, and the habits of each head over a long one."""
+"""Where the heads of a model look: maps of a short text, patterns over a long one."""
 
 import numpy as np
 import torch
 from matplotlib.colors import PowerNorm
 
 from seugpt.errors import ConfigError, DataError
-from seugpt.plots import inside
-from seugpt.plots.style import labels, picture, quoted
+from seugpt.plots.attention_patterns import OTHER_TARGETS, attention_patterns
+from seugpt.plots.internals import MAX_TOKENS, attention_weights, load_model_and_text
+from seugpt.plots.style import quote, saved_figure, token_labels
 
 WIDTH = 8  # inches
-SMALLEST = 5.5  # points: smaller letters cannot be read
-MOST_TOKENS = 64  # of a map
-NORM = PowerNorm(0.5, 0, 1)  # a share of 2% is to be seen beside one of 100%
+MIN_FONT_SIZE = 5.5  # points: smaller text cannot be read
+MAX_MAP_TOKENS = 64
+MAX_RATIO = 8  # of attention to a uniform head's: the ends of the colour scale are 1/8 and 8
+NORM = PowerNorm(0.5, 0, 1)  # 2% is visible beside 100%
 TICKS = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
-MOST_TIMES = 8  # as much, or as little, as a head that looks at all tokens alike: where the colours of habits end
 
 
-def chosen(what, number, count):
-    """The layers or heads that an option names; None: all. Raises ConfigError."""
-    if number is not None and not 0 <= number < count:
-        raise ConfigError(f"{what}={number} is not there: the model's {what}s are 0 to {count - 1}")
-    return range(count) if number is None else [number]
+def select(name, index, count):
+    """The layers or heads to show; `index` None: all. Raises ConfigError."""
+    if index is None:
+        return list(range(count))
+    if not 0 <= index < count:
+        raise ConfigError(f"{name}={index} does not exist: the model has {name}s 0 to {count - 1}")
+    return [index]
 
 
-def maps(path, source, text, layer=None, head=None, show=False):
-    """Draw where each token of a text looks, a map for each head, or for the one that is named. Returns the path."""
-    model, tokenizer, ids = inside.read(source, text)
-    layers = chosen("layer", layer, model.config.n_layer)
-    heads = chosen("head", head, model.config.n_head)
-    T = min(MOST_TOKENS, model.config.block_size)
-    called = labels(tokenizer, ids[:T], longest=10)
-    weights = [
-        found[0].numpy() for found in inside.attention(model, ids[None, :T])
-    ]  # (nh, T, T) of each layer
-    whole = (
-        len(layers) > 1 and len(heads) > 1
-    )  # then a row is a layer, and else there are up to four in a row
-    columns = len(heads) if whole else min(len(layers) * len(heads), 4)
-    rows = -(-len(layers) * len(heads) // columns)
+def plot_attention_maps(path, source, text, layer=None, head=None, show=False):
+    """Plot where each token of a text looks, a map for each head or the given one.
+
+    Returns the path.
+    """
+    model, tokenizer, ids = load_model_and_text(source, text)
+    layers = select("layer", layer, model.config.n_layer)
+    heads = select("head", head, model.config.n_head)
+    T = min(MAX_MAP_TOKENS, model.config.block_size)
+    labels = token_labels(tokenizer, ids[:T], max_chars=10)
+    weights = [of_layer[0].numpy() for of_layer in attention_weights(model, ids[None, :T])]
+    is_grid = len(layers) > 1 and len(heads) > 1  # a row for each layer
+    num_maps = len(layers) * len(heads)
+    columns = len(heads) if is_grid else min(num_maps, 4)
+    rows = -(-num_maps // columns)
     side = (WIDTH - 1.9) / columns  # inches of a map
-    size = min(side * 72 / len(called) * 0.85, 9)  # points of a token's letters
-    with picture(path, WIDTH, rows * (side + (0.05 if whole else 0.25)) + 1.2, show) as figure:
-        one = columns == rows == 1
-        figure.suptitle(
-            (f"Layer {layer}, head {head}: w" if one else "W")
-            + "here each token (row) looks, at itself (diagonal) or back (left of it)\n"
-            + quoted(called)
-            + (f", the first {T} of {len(ids):,} tokens" if len(ids) > T else "")
-        )
+    font_size = min(side * 72 / len(labels) * 0.85, 9)
+    height = rows * (side + (0.05 if is_grid else 0.25)) + 1.2
+    with saved_figure(path, WIDTH, height, show) as figure:
+        figure.suptitle(maps_title(labels, layers, heads, len(ids)))
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         pairs = [(n, m) for n in layers for m in heads]
         for axes, (n, m) in zip(panels.flat, pairs, strict=False):
-            image = draw_map(axes, weights[n][m], called, size)
-            if not whole and not one:
+            image = draw_map(axes, weights[n][m], labels, font_size)
+            if not is_grid and num_maps > 1:
                 axes.set_title(f"layer {n}, head {m}", fontsize=9)
-            if one and len(called) <= 16:
-                write_shares(axes, weights[n][m], weights[n][m] < 0.4)
-        for axes in panels.flat[len(pairs) :]:
+            if num_maps == 1 and len(labels) <= 16:
+                write_percentages(axes, weights[n][m], is_dark=weights[n][m] < 0.4)
+        for axes in panels.flat[num_maps:]:
             axes.set_visible(False)
-        if whole:
-            for axes, m in zip(panels[0], heads, strict=True):
-                axes.set_title(f"head {m}", fontsize=9 if len(heads) < 9 else 7)
-            for axes, n in zip(panels[:, 0], layers, strict=True):
-                axes.set_ylabel(f"layer {n}", fontsize=9 if len(heads) < 9 else 7)
-        unit = "" if size >= SMALLEST else ", by its place"
-        figure.supxlabel(f"the token that is looked at{unit}", fontsize=10)
-        figure.supylabel(f"the token that looks{unit}", fontsize=10)
-        bar = figure.colorbar(image, ax=panels, label="share of its attention", aspect=40)
+        if is_grid:
+            label_grid(panels, layers, heads)
+        suffix = "" if font_size >= MIN_FONT_SIZE else ", by position"
+        figure.supxlabel(f"key: the token attended to{suffix}", fontsize=10)
+        figure.supylabel(f"query: the token that attends{suffix}", fontsize=10)
+        bar = figure.colorbar(image, ax=panels, label="share of attention", aspect=40)
         bar.set_ticks(TICKS, labels=[f"{tick:.0%}" for tick in TICKS])
     return path
 
 
-def draw_map(axes, weights, called, size):
-    """One head's weights (T, T), with the tokens along both axes where they can be read, else their places."""
-    later = np.triu(np.ones_like(weights, dtype=bool), 1)
-    image = axes.imshow(np.ma.masked_where(later, weights), cmap="viridis", norm=NORM)
+def maps_title(labels, layers, heads, num_tokens):
+    where = "here each token (row) looks, at itself (diagonal) or back (left of it)"
+    single = len(layers) == len(heads) == 1
+    title = f"Layer {layers[0]}, head {heads[0]}: w{where}" if single else f"W{where}"
+    title += f"\n{quote(labels)}"
+    if num_tokens > len(labels):
+        title += f", the first {len(labels)} of {num_tokens:,} tokens"
+    return title
+
+
+def label_grid(panels, layers, heads):
+    """Name the heads above the first row and the layers beside the first column."""
+    font_size = 9 if len(heads) < 9 else 7
+    for axes, m in zip(panels[0], heads, strict=True):
+        axes.set_title(f"head {m}", fontsize=font_size)
+    for axes, n in zip(panels[:, 0], layers, strict=True):
+        axes.set_ylabel(f"layer {n}", fontsize=font_size)
+
+
+def draw_map(axes, weights, labels, font_size):
+    """One head's weights (T, T), with the tokens along both axes if they are legible there."""
+    future = np.triu(np.ones_like(weights, dtype=bool), 1)
+    image = axes.imshow(np.ma.masked_where(future, weights), cmap="viridis", norm=NORM)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=2, labelsize=7)
-    if size >= SMALLEST:
-        axes.set_xticks(
-            range(len(called)),
-            called,
-            fontsize=size,
-            rotation=90 if max(map(len, called)) > 1 else 0,
-        )
-        axes.set_yticks(range(len(called)), called, fontsize=size)
+    if font_size >= MIN_FONT_SIZE:
+        rotation = 90 if max(map(len, labels)) > 1 else 0
+        axes.set_xticks(range(len(labels)), labels, fontsize=font_size, rotation=rotation)
+        axes.set_yticks(range(len(labels)), labels, fontsize=font_size)
     return image
 
 
-def write_shares(axes, table, dark):
-    """The numbers on a picture's cells; dark (rows, columns): where they must be white."""
+def write_percentages(axes, table, is_dark):
+    """The numbers on a heat map's cells; is_dark (rows, columns): where they must be white."""
     for (row, column), share in np.ndenumerate(table):
         if share >= 0.005:
-            colour = "white" if dark[row, column] else "black"
+            colour = "white" if is_dark[row, column] else "black"
             axes.text(
                 column, row, f"{share:.0%}", ha="center", va="center", fontsize=7, color=colour
             )
 
 
-def habits(path, source, text, show=False):
-    """Draw what each head looks at in the mean over a text, a row for each head. Returns the path."""
-    model, tokenizer, ids = inside.read(source, text)
+def plot_attention_patterns(path, source, text, show=False):
+    """Plot what each head looks at, on average over a text, a row per head. Returns the path."""
+    model, tokenizer, ids = load_model_and_text(source, text)
     if len(ids) < 2:
         raise DataError(
-            "text= has one token, and it can look at nothing but itself; give a longer text"
+            "--text has one token, which can look at nothing but itself; give a longer text"
         )
-    blank = {i: tokenizer.decode_bytes([i])[:1].isspace() for i in ids.unique().tolist()}
-    names, shares, even = inside.habits(model, ids, torch.tensor([blank[i] for i in ids.tolist()]))
-    L, nh = model.config.n_layer, model.config.n_head
-    table = torch.cat((shares.flatten(0, 1), even[None])).numpy()  # (L nh + 1, K)
-    legible = L * nh <= 40
-    with picture(path, WIDTH, 1.9 + (0.2 if legible else 0.08) * len(table), show) as figure:
+    starts_with_space = {
+        i: tokenizer.decode_bytes([i])[:1].isspace() for i in ids.unique().tolist()
+    }
+    is_space = torch.tensor([starts_with_space[i] for i in ids.tolist()])
+    names, shares, uniform = attention_patterns(model, ids, is_space)
+    num_layers = model.config.n_layer
+    num_heads = model.config.n_head
+    table = torch.cat((shares.flatten(0, 1), uniform[None])).numpy()  # (L nh + 1, K)
+    legible = num_layers * num_heads <= 40
+    max_log = np.log2(MAX_RATIO)
+    log_ratios = np.log2(np.maximum(table, 1e-9) / table[-1]).clip(-max_log, max_log)
+    height = 1.9 + (0.2 if legible else 0.08) * len(table)
+    with saved_figure(path, WIDTH, height, show) as figure:
         axes = figure.subplots()
-        times = np.log2(np.maximum(table, 1e-9) / table[-1]).clip(
-            -np.log2(MOST_TIMES), np.log2(MOST_TIMES)
-        )
-        image = axes.imshow(
-            times, cmap="RdBu_r", vmin=-np.log2(MOST_TIMES), vmax=np.log2(MOST_TIMES), aspect="auto"
-        )
-        count = min(len(ids), inside.MOST)
+        image = axes.imshow(log_ratios, cmap="RdBu_r", vmin=-max_log, vmax=max_log, aspect="auto")
+        count = min(len(ids), MAX_TOKENS)
         axes.set_title(
-            f"What each head looks at: shares of its attention, in the mean over {count:,} tokens.\n"
-            "Red: a habit, it looks there more than the last row, which looks at all tokens alike"
+            f"What each head looks at: shares of its attention, averaged over {count:,} tokens.\n"
+            "Red: a pattern, it looks there more than the last row, which looks everywhere equally"
         )
         axes.set_xticks(
             range(len(names)), names, rotation=40, ha="left", rotation_mode="anchor", fontsize=9
         )
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-        called = [f"layer {n}, head {m}" for n in range(L) for m in range(nh)]
-        places = np.arange(len(table))
-        if not legible:
-            called = [f"layer {n}" for n in range(L)]
-            places = np.append(np.arange(L) * nh + (nh - 1) / 2, L * nh)
-            axes.set_ylabel(f"heads 0 to {nh - 1} of each layer")
-        axes.set_yticks(places, [*called, "all alike"], fontsize=8)
+        label_rows(axes, num_layers, num_heads, legible)
         if legible:
-            write_shares(axes, table, np.abs(times) > 2.1)
-        for row in range(nh, L * nh + 1, nh):
+            write_percentages(axes, table, is_dark=np.abs(log_ratios) > 2.1)
+        for row in range(num_heads, num_layers * num_heads + 1, num_heads):
             axes.axhline(row - 0.5, color="black", lw=0.8)
-        axes.axvline(sum(name not in inside.OTHERS for name in names) - 0.5, color="black", lw=0.8)
-        bar = figure.colorbar(image, ax=axes, label="times what the last row has", aspect=40)
+        num_distances = sum(name not in OTHER_TARGETS for name in names)
+        axes.axvline(num_distances - 0.5, color="black", lw=0.8)
+        bar = figure.colorbar(image, ax=axes, label="ratio to the last row", aspect=40)
         bar.set_ticks(range(-3, 4), labels=["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     return path
+
+
+def label_rows(axes, num_layers, num_heads, legible):
+    """A label for each head, or for each layer if there are too many heads."""
+    if legible:
+        labels = [f"layer {n}, head {m}" for n in range(num_layers) for m in range(num_heads)]
+        positions = np.arange(len(labels) + 1)
+    else:
+        labels = [f"layer {n}" for n in range(num_layers)]
+        centres = np.arange(num_layers) * num_heads + (num_heads - 1) / 2
+        positions = np.append(centres, num_layers * num_heads)
+        axes.set_ylabel(f"heads 0 to {num_heads - 1} of each layer")
+    axes.set_yticks(positions, [*labels, "uniform"], fontsize=8)

@@ -1,8 +1,12 @@
-"""Embeddings in two dimensions: where tokens and positions lie before training and after, and how they get there."""
+"""Embeddings in two dimensions: where tokens and positions lie, and how they get there.
+
+Shapes: n rows (tokens or positions), C channels.
+"""
 
 import functools
 import io
 import itertools
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -10,170 +14,182 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from seugpt.errors import ConfigError
-from seugpt.files import replacing
+from seugpt.files import atomic_write
 from seugpt.plots.style import (
     BLUE,
     GREEN,
     GREY,
-    KINDS,
     ORANGE,
     PURPLE,
     RED,
     SKY,
     STYLE,
-    kind_of,
-    label,
-    picture,
+    TOKEN_CLASSES,
+    saved_figure,
+    token_class,
+    token_label,
 )
-from seugpt.training.layer_stats import ROWS
+from seugpt.training.layer_stats import MAX_ROWS
+from seugpt.training.metrics import read_metrics
 
-AXES = {
+AXIS_LABELS = {
     "pca": ("first principal component", "second principal component"),
     "tsne": ("t-SNE, first dimension", "t-SNE, second dimension"),
 }
-SHOWN = 250  # tokens on a picture, at most: more cannot be read
-FRAME_MS, LAST_MS = 120, 3000  # how long an animation shows each frame
+TITLES = {
+    "tokens": "Tokens that are used alike end up near each other",
+    "positions": "Neighbouring positions end up near each other, along a curve",
+    "similarity": "Positions near each other become similar: the light band along the diagonal",
+}
+HIGHLIGHT_COLOURS = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY)
+CENTRED = {"ha": "center", "va": "center", "clip_on": True}  # a text at its point
+MAX_TOKENS = 250  # shown on a plot: more cannot be read
+MAX_POSITIONS = 128  # with a number on a plot
+FRAME_MS = 120  # duration of a frame
+LAST_FRAME_MS = 3000
 
 
-def components(table):
-    """The two directions in which rows (n, C) differ most, (C, 2); the larger coordinate of each is positive.
+def principal_components(table):
+    """The two directions (C, 2) in which rows (n, C) vary most.
 
-    Principal component analysis (Pearson, 1901), by the singular values of the centred rows.
+    Principal component analysis (Pearson, 1901), by the singular value decomposition of the centred
+    rows. The largest coordinate of each direction is positive.
     """
-    directions = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)[2][:2].T  # (C, 2)
-    if directions.shape[1] < 2:  # a model of one channel, or of one row
-        directions = np.pad(directions, ((0, 0), (0, 2 - directions.shape[1])))
+    centred = table - table.mean(axis=0)
+    directions = np.linalg.svd(centred, full_matrices=False)[2][:2].T  # (C, 2)
+    missing = 2 - directions.shape[1]
+    if missing:  # a model of one channel, or of one row
+        directions = np.pad(directions, ((0, 0), (0, missing)))
     largest = np.abs(directions).argmax(axis=0)
-    return directions * np.sign(directions[largest, [0, 1]] + (directions[largest, [0, 1]] == 0))
+    signs = np.sign(directions[largest, [0, 1]])
+    return directions * np.where(signs == 0, 1, signs)
 
 
-def tsne(table, start=None):
-    """t-SNE's map of rows (n, C), (n, 2) (van der Maaten and Hinton, 2008), from PCA's or from an earlier one on.
+def tsne(table, init=None):
+    """t-SNE (van der Maaten and Hinton, 2008) of rows (n, C) -> (n, 2).
 
-    Raises ConfigError where the package scikit-learn is missing, or there are too few rows.
+    It starts from `init` (n, 2), an earlier map, or from PCA. Raises ConfigError if scikit-learn is
+    missing or there are too few rows.
     """
     try:
         from sklearn.manifold import TSNE
     except ImportError:
         raise ConfigError(
-            "method=tsne needs the package scikit-learn: python -m pip install scikit-learn==1.9.1, or --method=pca"
+            "method=tsne needs the package scikit-learn: python -m pip install "
+            "scikit-learn==1.9.1, or --method=pca"
         ) from None
     if len(table) < 4:
         raise ConfigError(
             f"method=tsne needs at least 4 points, and there are {len(table)}; use --method=pca"
         )
-    first = start is None
-    if first:
-        start = (table - table.mean(axis=0)) @ components(table)
-        start = start / max(start[:, 0].std(), 1e-12) * 1e-4  # as scikit-learn scales its own start
-    # From an earlier map on, points move without the first phase, which would draw all of them together again.
-    map = TSNE(
+    continues = init is not None
+    if not continues:
+        init = (table - table.mean(axis=0)) @ principal_components(table)
+        init *= 1e-4 / max(init[:, 0].std(), 1e-12)  # the scale of scikit-learn's own PCA start
+    # From an earlier map points move on without the first phase, which pulls them together.
+    model = TSNE(
         perplexity=min(20, (len(table) - 1) / 3),
-        init=start.astype(np.float32),
-        early_exaggeration=12 if first else 1,
-        max_iter=1000 if first else 300,
+        init=init.astype(np.float32),
+        early_exaggeration=1 if continues else 12,
+        max_iter=300 if continues else 1000,
         random_state=0,
     )
-    return map.fit_transform(table)
+    return model.fit_transform(table)
 
 
 def project(table, method):
-    """Rows (n, C) in two dimensions (n, 2), and the names of the axes."""
+    """Rows (n, C) in two dimensions (n, 2), and the labels of the axes."""
     if method == "tsne":
-        return tsne(table), AXES["tsne"]
+        return tsne(table), AXIS_LABELS["tsne"]
     centred = table - table.mean(axis=0)
-    points = centred @ components(table)
+    points = centred @ principal_components(table)
     shares = points.var(axis=0) / max(centred.var(axis=0).sum(), 1e-12)
-    return points, [
-        f"{name} ({share:.0%} of the variance)"
-        for name, share in zip(AXES["pca"], shares, strict=True)
+    labels = [
+        f"{label} ({share:.0%} of the variance)"
+        for label, share in zip(AXIS_LABELS["pca"], shares, strict=True)
     ]
+    return points, labels
 
 
-def token_rows(tokenizer):
-    """(bytes of tokens, their ids): the first ones that can be written.
+def choose_tokens(tokenizer):
+    """(bytes of tokens, their ids): the first ones that can be drawn.
 
-    BPE's first are the bytes, also those that no text ever had: of them, only letters, digits and white space. Then
-    come the most frequent pieces.
+    With BPE the bytes come first, even those that no text contains: of them, only letters, digits
+    and white space are taken. Then come the most frequent tokens.
     """
-    tokens = {n: tokenizer.decode_bytes([n]) for n in range(min(tokenizer.vocab_size, ROWS))}
-    characters = hasattr(tokenizer, "chars")
-    rows = [
-        n
-        for n, token in tokens.items()
-        if not {"U+", "part"} & {label(token)[:2], kind_of(token)[:4]}
-        and (characters or len(token) > 1 or token.isalnum() or token in b" \n")
-    ][:SHOWN]
-    return [tokens[n] for n in rows], rows
+    is_char = hasattr(tokenizer, "chars")
+    tokens = []
+    ids = []
+    for i in range(min(tokenizer.vocab_size, MAX_ROWS)):
+        token = tokenizer.decode_bytes([i])
+        has_glyphs = not token_label(token).startswith("U+")
+        drawable = has_glyphs and token_class(token) != "part of a character"
+        if drawable and (is_char or len(token) > 1 or token.isalnum() or token in b" \n"):
+            tokens.append(token)
+            ids.append(i)
+    return tokens[:MAX_TOKENS], ids[:MAX_TOKENS]
 
 
-def highlighted(texts, tokens, of):
-    """[(name, colour, rows)] of what was asked for: characters, as in aeiou; or a range, as in 0-9 or 12-14.
+def highlight_groups(texts, tokens, of):
+    """[(name, colour, rows)] of --highlight: characters, as in aeiou, or a range, as in 12-14.
 
-    Raises ConfigError where there is none of them.
+    Raises ConfigError if none of them is on the plot.
     """
-    places, groups = {label(token): row for row, token in enumerate(tokens)}, []
-    for text, colour in zip(
-        texts, itertools.cycle((RED, BLUE, GREEN, PURPLE, ORANGE, SKY)), strict=False
-    ):
-        first, dash, last = text.partition("-")
-        if of == "positions":
-            ends = [n for n in (first, last or first) if n.isdecimal()]
-            wanted = (
-                [str(n) for n in range(int(ends[0]), min(int(ends[1]), len(tokens)) + 1)]
-                if len(ends) == 2
-                else []
-            )
-        elif dash and len(first) == len(last) == 1:
-            wanted = [chr(n) for n in range(ord(first), ord(last) + 1)]
-        else:
-            wanted = list(text)
-        rows = [places[name] for name in wanted if name in places]
+    row_of = {token_label(token): row for row, token in enumerate(tokens)}
+    groups = []
+    for text, colour in zip(texts, itertools.cycle(HIGHLIGHT_COLOURS), strict=False):
+        labels = position_range(text, len(tokens)) if of == "positions" else character_range(text)
+        rows = [row_of[label] for label in labels if label in row_of]
         if not rows:
-            there = (
-                f"positions are 0 to {len(tokens) - 1}"
-                if of == "positions"
-                else "it names no token on the picture"
-            )
-            raise ConfigError(
-                f"highlight={text}: {there}; write it as in {'12-14' if of == 'positions' else 'aeiou'}"
-            )
+            problem = "no token on the plot has this text; give characters, as in aeiou or 0-9"
+            if of == "positions":
+                problem = f"positions are 0 to {len(tokens) - 1}; give a range, as in 12-14"
+            raise ConfigError(f"highlight={text}: {problem}")
         groups.append((text, colour, rows))
     return groups
 
 
+def position_range(text, num_positions):
+    first, _, last = text.partition("-")
+    last = last or first
+    if not (first.isdecimal() and last.isdecimal()):
+        return []
+    return [str(n) for n in range(int(first), min(int(last) + 1, num_positions))]
+
+
+def character_range(text):
+    first, dash, last = text.partition("-")
+    if dash and len(first) == len(last) == 1:
+        return [chr(n) for n in range(ord(first), ord(last) + 1)]
+    return list(text)
+
+
 def draw_tokens(axes, points, tokens, colours=None):
-    """Each token's text at its place, in the colour of its kind or in the one given."""
-    colours = colours or [KINDS[kind_of(token)] for token in tokens]
+    """Each token's text at its point, in the colour of its class or the given one."""
+    colours = colours or [TOKEN_CLASSES[token_class(token)] for token in tokens]
     size = 10 if len(tokens) <= 150 else 7
     for (x, y), token, colour in zip(points, tokens, colours, strict=True):
-        style = {"weight": "bold", "zorder": 3} if colour != GREY else {}
-        axes.text(
-            x,
-            y,
-            label(token),
-            color=colour,
-            size=size,
-            ha="center",
-            va="center",
-            clip_on=True,
-            **style,
-        )
+        emphasis = {} if colour == GREY else {"weight": "bold", "zorder": 3}
+        style = {"color": colour, "size": size, **CENTRED, **emphasis}
+        axes.text(x, y, token_label(token), **style)
 
 
 def draw_positions(axes, points, colours=None):
-    """Each position's number at its place, and a line from each to the next; later ones are lighter."""
+    """Each position's number at its point, lighter for later ones, and a line through them."""
     axes.plot(*points.T, color="0.85", lw=1, zorder=0)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(points)))
-    step = -(-len(points) // 128)  # of a long context not each number
+    step = -(-len(points) // MAX_POSITIONS)
     for n in range(0, len(points), step):
-        axes.text(*points[n], n, color=shades[n] if colours is None else colours[n], size=8, ha="center", va="center",
-                  weight="bold" if colours is not None and colours[n] != GREY else "normal", clip_on=True)  # fmt: skip
+        colour = shades[n] if colours is None else colours[n]
+        highlighted = colours is not None and colour != GREY
+        weight = "bold" if highlighted else "normal"
+        axes.text(*points[n], n, color=colour, size=8, weight=weight, **CENTRED)
 
 
 def fit_axes(axes, points):
-    """Limits a little beyond all the points, (n, 2)."""
-    low, high = points.min(axis=0), points.max(axis=0)
+    """Limits slightly beyond all points (n, 2)."""
+    low = points.min(axis=0)
+    high = points.max(axis=0)
     margin = 0.06 * np.maximum(high - low, 1e-6)
     axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
     axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
@@ -181,110 +197,140 @@ def fit_axes(axes, points):
     axes.grid()
 
 
-def kinds_legend(axes, tokens, place="best"):
-    kinds = {kind_of(token) for token in tokens}
+def draw_legend(axes, entries, location="best"):
+    """`entries`: {label: colour}."""
     handles = [
-        Line2D([], [], marker="s", ls="", color=c, label=kind)
-        for kind, c in KINDS.items()
-        if kind in kinds
+        Line2D([], [], marker="s", ls="", color=colour, label=label)
+        for label, colour in entries.items()
     ]
-    axes.legend(handles=handles, fontsize=8, loc=place, framealpha=0.8)
+    axes.legend(handles=handles, fontsize=8, loc=location, framealpha=0.8)
 
 
-def embeddings(path, tables, titles, tokens, of, method, show=False):
-    """Draw one or two tables of embeddings, (n, C), side by side. Returns the path.
+def classes_of(tokens):
+    """{class: colour} of those classes that occur."""
+    present = {token_class(token) for token in tokens}
+    return {name: colour for name, colour in TOKEN_CLASSES.items() if name in present}
 
-    of: tokens, positions, or similarity, the cosines between the vectors of any two positions; tokens: their bytes.
+
+def plot_embeddings(path, tables, titles, tokens, of, method, show=False):
+    """Plot one or two embedding tables (n, C) side by side. Returns the path.
+
+    `of`: tokens, positions, or similarity, the cosine similarity of all pairs of positions;
+    `tokens`: their bytes.
     """
-    heads = {
-        "tokens": "Tokens that are used alike end up near each other",
-        "positions": "Neighbouring positions end up near each other, along a curve",
-        "similarity": "Positions that are near in the text become similar: the light band along the diagonal",
-    }
-    with picture(path, 5.2 * len(tables) + 0.6, 4.6 if of == "similarity" else 5.4, show) as figure:
-        figure.suptitle(heads[of])
-        for table, title, axes in zip(
-            tables, titles, figure.subplots(1, len(tables), squeeze=False)[0], strict=True
-        ):
+    height = 4.6 if of == "similarity" else 5.4
+    with saved_figure(path, 5.2 * len(tables) + 0.6, height, show) as figure:
+        figure.suptitle(TITLES[of])
+        panels = figure.subplots(1, len(tables), squeeze=False)[0]
+        for table, title, axes in zip(tables, titles, panels, strict=True):
             axes.set_title(title)
             if of == "similarity":
                 draw_similarity(figure, axes, table)
                 continue
-            points, names = project(table, method)
-            draw_tokens(axes, points, tokens) if of == "tokens" else draw_positions(axes, points)
+            points, labels = project(table, method)
+            if of == "tokens":
+                draw_tokens(axes, points, tokens)
+            else:
+                draw_positions(axes, points)
             fit_axes(axes, points)
-            axes.set(xlabel=names[0], ylabel=names[1])
+            axes.set(xlabel=labels[0], ylabel=labels[1])
         if of == "tokens":
-            kinds_legend(axes, tokens)
+            draw_legend(axes, classes_of(tokens))
     return path
 
 
 def draw_similarity(figure, axes, table):
-    unit = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+    norms = np.linalg.norm(table, axis=1, keepdims=True)
+    unit = table / np.maximum(norms, 1e-12)
     image = axes.imshow(unit @ unit.T, vmin=-1, vmax=1, cmap="cividis")
     axes.set(xlabel="position", ylabel="position")
-    figure.colorbar(image, ax=axes, label="cosine of the angle between two vectors", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
 
 
-def align(points, to):
-    """Points (n, 2) turned or mirrored to lie as near as they can to others, (n, 2), about 0: Procrustes, unscaled."""
-    left, _, right = np.linalg.svd((points - points.mean(axis=0)).T @ to)
-    return (points - points.mean(axis=0)) @ (left @ right)
+def align(points, target):
+    """Points (n, 2), centred and rotated or mirrored to lie near `target`: Procrustes, unscaled."""
+    centred = points - points.mean(axis=0)
+    left, _, right = np.linalg.svd(centred.T @ target)
+    return centred @ (left @ right)
 
 
-def paths(tables, method):
-    """Where each row of each of the tables (n, C) lies, [(n, 2)], so that it moves and does not jump.
+def trajectories(tables, method):
+    """Where the rows of each table (n, C) lie, [(n, 2)], so that they move instead of jumping.
 
-    With PCA all are seen from the directions of the last one; t-SNE begins each map from the one before.
+    With PCA all are seen along the directions of the last table; t-SNE starts each map from the one
+    before.
     """
     if method == "pca":
-        directions, centre = components(tables[-1]), tables[-1].mean(axis=0)
+        directions = principal_components(tables[-1])
+        centre = tables[-1].mean(axis=0)
         return [(table - centre) @ directions for table in tables]
-    points = [np.zeros((len(tables[0]), 2))]
-    for number, table in enumerate(tables):
-        points.append(align(tsne(table, points[-1] if number else None), points[-1]))
-    return points[1:]
+    points = [align(tsne(tables[0]), np.zeros((len(tables[0]), 2)))]
+    for table in tables[1:]:
+        points.append(align(tsne(table, points[-1]), points[-1]))
+    return points
 
 
-def animate(path, tables, captions, tokens, of, groups, method):
-    """Draw one frame for each table as a GIF. Returns the path.
+def frame_captions(folder, steps):
+    """A caption for each step: its number, and the last validation loss up to there."""
+    lines, _ = read_metrics(Path(folder) / "metrics.jsonl")
+    losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    captions = []
+    for step in steps:
+        earlier = [evaluated for evaluated in losses if evaluated <= step]
+        loss = f"   validation loss {losses[max(earlier)]:.3f}" if earlier else ""
+        captions.append(f"step {step:>7,}{loss}")
+    return captions
 
-    groups: [(name, colour, rows)] that are highlighted, the others are grey; none: as in `embeddings`.
+
+def animate_embeddings(path, tables, captions, tokens, of, groups, method):
+    """Draw a frame for each table into a GIF. Returns the path.
+
+    `groups`: [(name, colour, rows)] to highlight, the rest in grey; without any, colours as in
+    plot_embeddings.
     """
-    from PIL import Image  # matplotlib brings it
-
-    points, frames = paths(tables, method), []
-    colours = None
-    if groups:
-        colours = [GREY] * len(tables[0])
-        for _, colour, rows in groups:
-            for row in rows:
-                colours[row] = colour
-    draw = functools.partial(draw_tokens, tokens=tokens) if of == "tokens" else draw_positions
+    points = trajectories(tables, method)
+    colours = highlight_colours(groups, len(tables[0]))
+    draw = draw_positions
+    if of == "tokens":
+        draw = functools.partial(draw_tokens, tokens=tokens)
+    legend = {name: colour for name, colour, _ in groups}
+    if of == "tokens" and not groups:
+        legend = classes_of(tokens)
+    frames = []
     with matplotlib.rc_context(STYLE):
-        for now, caption in zip(points, captions, strict=True):
+        for frame_points, caption in zip(points, captions, strict=True):
             figure = Figure(figsize=(6.4, 5.6), layout="constrained")
             axes = figure.subplots()
-            draw(axes, now, colours=colours)
+            draw(axes, frame_points, colours=colours)
             fit_axes(axes, np.concatenate(points))
             axes.set_title(caption, loc="left", family="monospace")
-            axes.set(
-                xlabel=AXES[method][0] + " of the end" * (method == "pca"), ylabel=AXES[method][1]
-            )
-            if groups:
-                handles = [
-                    Line2D([], [], marker="s", ls="", color=colour, label=name)
-                    for name, colour, _ in groups
-                ]
-                axes.legend(handles=handles, fontsize=8, loc="upper right")
-            elif of == "tokens":
-                kinds_legend(axes, tokens, "upper right")
-            image = io.BytesIO()
-            figure.savefig(image, format="png", dpi=90)
-            frames.append(Image.open(image).convert("P", palette=Image.Palette.ADAPTIVE, colors=32))
-    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
-    with replacing(path) as temporary:
+            x_label, y_label = AXIS_LABELS[method]
+            axes.set(xlabel=f"{x_label} at the end" if method == "pca" else x_label, ylabel=y_label)
+            if legend:
+                draw_legend(axes, legend, "upper right")
+            frames.append(rasterize(figure))
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    with atomic_write(path) as temporary:
         frames[0].save(
             temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
         )
     return path
+
+
+def highlight_colours(groups, num_rows):
+    """A colour for each row, grey outside the groups; None without groups."""
+    if not groups:
+        return None
+    colours = [GREY] * num_rows
+    for _, colour, rows in groups:
+        for row in rows:
+            colours[row] = colour
+    return colours
+
+
+def rasterize(figure):
+    from PIL import Image  # a dependency of matplotlib
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return Image.open(buffer).convert("P", palette=Image.Palette.ADAPTIVE, colors=32)

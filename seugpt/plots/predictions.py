@@ -1,4 +1,4 @@
-"""What a model expects next: its distribution, what each layer would say, and how each token of a text surprised it."""
+"""What a model predicts: the next token, each layer's guess, and the surprisal of a text."""
 
 import math
 
@@ -11,242 +11,249 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from seugpt.data.tokenizer import characters_in
+from seugpt.data.tokenizer import num_chars
 from seugpt.errors import DataError
-from seugpt.generation.decoder import Sampling
-from seugpt.plots import inside
+from seugpt.generation.sampling import SamplingParams
+from seugpt.plots.internals import (
+    count_draws,
+    load_model_and_text,
+    logit_lens,
+    next_token_logits,
+    sampling_probs,
+    surprisal,
+)
 from seugpt.plots.style import (
     BLUE,
     ORANGE,
     RED,
     WHITE_SPACE,
-    label,
-    labels,
-    picture,
-    quoted,
-    shortened,
+    quote,
+    saved_figure,
+    shorten,
+    token_label,
+    token_labels,
 )
 
 WIDTH = 8  # inches
-COLUMNS, LINES = 88, 50  # letters in a line of a text, and lines in its picture
-LETTER = 10  # points: the size of its letters
-ADVANCE = 0.602 * LETTER / 72  # inches: their width in DejaVu Sans Mono
-LINE = 0.2  # inches between its lines
-FONTS = ["DejaVu Sans Mono", "DejaVu Sans"]  # the second one has more characters
-LENS_TOKENS, LENS_LETTER = 40, 8  # in a lens at most; points
+LENS_TOKENS = 40  # at most
+LENS_FONT_SIZE = 8  # points
+TEXT_COLUMNS = 88  # characters in a line of a drawn text
+TEXT_LINES = 50
+TEXT_FONT_SIZE = 10  # points
+TEXT_FONTS = ["DejaVu Sans Mono", "DejaVu Sans"]  # the second one has more characters
+CHAR_WIDTH = 0.602 * TEXT_FONT_SIZE / 72  # inches, in DejaVu Sans Mono
+LINE_HEIGHT = 0.2  # inches
 
 
-def following(path, source, text, samplings, bars, samples, show=False):
-    """Draw which token may follow a text, a panel for each Sampling. Returns the path.
+def plot_next_token(path, source, text, params_list, num_bars, num_draws, show=False):
+    """Plot which token may follow a text, a panel for each SamplingParams. Returns the path.
 
-    A bar for each of the `bars` likeliest tokens; dots say how often they were drawn. The others, which together
-    would dwarf them, are told in numbers.
+    A bar for each of the `num_bars` likeliest tokens; dots show how often they were drawn. The
+    rest, which together would dwarf them, are given in numbers.
     """
-    model, tokenizer, ids = inside.read(source, text)
-    logits = inside.last_logits(model, tokenizer.vocab_size, ids)
-    order, dice = logits.argsort(descending=True, stable=True), torch.Generator().manual_seed(1337)
-    first, others = order[:bars], order[bars:]
-    names, places, highest = labels(tokenizer, first, longest=14), np.arange(len(first)), 0
-    with picture(path, WIDTH, 2.2 + 0.21 * len(names), show) as figure:
+    model, tokenizer, ids = load_model_and_text(source, text)
+    logits = next_token_logits(model, tokenizer.vocab_size, ids)
+    order = logits.argsort(descending=True, stable=True)
+    labels = token_labels(tokenizer, order[:num_bars], max_chars=14)
+    num_others = len(order) - len(labels)
+    rng = torch.Generator().manual_seed(1337)
+    prompt = quote(token_labels(tokenizer, ids[-60:], 60), from_end=True)
+    with saved_figure(path, WIDTH, 2.2 + 0.21 * len(labels), show) as figure:
         figure.suptitle(
-            f"The next token after {quoted(labels(tokenizer, ids[-60:], 60), end=True)}\n"
-            f"as the model expects it (bars), and as it came up in {samples:,} draws (dots)"
+            f"The next token after {prompt}\n"
+            f"as the model predicts it (bars), and as drawn {num_draws:,} times (dots)"
         )
-        panels = figure.subplots(1, len(samplings), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, sampling in zip(panels, samplings, strict=True):
-            everything = inside.probabilities(logits, Sampling(sampling.temperature, top_k=None))
-            drawn_from = inside.probabilities(logits, sampling)
-            drawn = inside.draws(logits, sampling, samples, dice) / samples
-            axes.barh(places, everything[first], color="0.82", height=0.75)
-            axes.barh(
-                places, drawn_from[first], color=[RED, *[BLUE] * (len(first) - 1)], height=0.75
-            )
-            axes.plot(
-                drawn[first],
-                places,
-                "o",
-                color=ORANGE,
-                mec="black",
-                mew=0.6,
-                ms=5,
-                clip_on=False,
-                zorder=3,
-            )
-            if len(others):
-                share = f" {drawn_from[others].sum():.1%}, drawn {drawn[others].sum():.1%}"
-                axes.text(0, len(first), share, va="center", fontsize=9)
-            highest = max(
-                highest, *(float(values[first].max()) for values in (everything, drawn_from, drawn))
-            )
-            axes.set(title=f"temperature {sampling.temperature:g}", xlabel="probability")
-            axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}%")
-            axes.tick_params(axis="y", length=0)
-            axes.set_axisbelow(True)
-            axes.grid(axis="x")
-        names += [f"{len(others):,} others"] if len(others) else []
-        panels[0].set_yticks(range(len(names)), names)
-        panels[0].set(xlim=(0, 1.05 * highest), ylim=(len(names) - 0.4, -0.6), ylabel="next token")
-        marks = [
-            Patch(color=RED, label="the greedy choice"),
-            Patch(color=BLUE, label="probability in the draw"),
-        ]
-        if any(sampling.top_k or sampling.top_p < 1 for sampling in samplings):
-            marks.append(Patch(color="0.82", label="before top_k and top_p"))
-        marks.append(
-            Line2D(
-                [],
-                [],
-                ls="",
-                marker="o",
-                color=ORANGE,
-                mec="black",
-                mew=0.6,
-                ms=5,
-                label="share of the draws",
-            )
-        )
-        figure.legend(
-            handles=marks, loc="outside lower center", ncols=len(marks), fontsize=9, frameon=False
-        )
+        panels = figure.subplots(1, len(params_list), sharex=True, sharey=True, squeeze=False)[0]
+        highest = 0
+        for axes, params in zip(panels, params_list, strict=True):
+            all_probs = sampling_probs(logits, SamplingParams(params.temperature, top_k=None))
+            probs = sampling_probs(logits, params)
+            drawn = count_draws(logits, params, num_draws, rng) / num_draws
+            values = [each[order] for each in (all_probs, probs, drawn)]
+            draw_bars(axes, *values, num_bars)
+            axes.set(title=f"temperature {params.temperature:g}", xlabel="probability")
+            highest = max(highest, *(float(each[0:num_bars].max()) for each in values))
+        if num_others:
+            labels = [*labels, f"{num_others:,} others"]
+        panels[0].set_yticks(range(len(labels)), labels)
+        panels[0].set(xlim=(0, 1.05 * highest), ylim=(len(labels) - 0.4, -0.6), ylabel="next token")
+        handles = next_token_legend(params_list)
+        legend = {"loc": "outside lower center", "fontsize": 9, "frameon": False}
+        figure.legend(handles=handles, ncols=len(handles), **legend)
     return path
 
 
-def lens(path, source, text, show=False):
-    """Draw what each layer would say after each token of a text. Returns the path."""
-    model, tokenizer, ids = inside.read(source, text)
+def draw_bars(axes, all_probs, probs, drawn, num_bars):
+    """Bars for the probabilities before and after top_k and top_p, and dots for the draws.
+
+    The values are sorted, the likeliest token first; those after `num_bars` are summed up in words.
+    """
+    rows = np.arange(min(num_bars, len(probs)))
+    axes.barh(rows, all_probs[:num_bars], color="0.82", height=0.75)
+    axes.barh(rows, probs[:num_bars], color=[RED, *[BLUE] * (len(rows) - 1)], height=0.75)
+    dots = {"color": ORANGE, "mec": "black", "mew": 0.6, "ms": 5, "clip_on": False, "zorder": 3}
+    axes.plot(drawn[:num_bars], rows, "o", **dots)
+    if len(probs) > num_bars:
+        share = f" {probs[num_bars:].sum():.1%}, drawn {drawn[num_bars:].sum():.1%}"
+        axes.text(0, num_bars, share, va="center", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}%")
+    axes.tick_params(axis="y", length=0)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x")
+
+
+def next_token_legend(params_list):
+    handles = [
+        Patch(color=RED, label="greedy choice"),
+        Patch(color=BLUE, label="probability when sampling"),
+    ]
+    if any(params.top_k or params.top_p < 1 for params in params_list):
+        handles.append(Patch(color="0.82", label="before top_k and top_p"))
+    dot = {"marker": "o", "color": ORANGE, "mec": "black", "mew": 0.6, "ms": 5}
+    handles.append(Line2D([], [], ls="", label="share of the draws", **dot))
+    return handles
+
+
+def plot_logit_lens(path, source, text, show=False):
+    """Plot what each layer would predict after each token of a text. Returns the path."""
+    model, tokenizer, ids = load_model_and_text(source, text)
     T = min(len(ids), LENS_TOKENS, model.config.block_size)
-    read = labels(tokenizer, ids[: T + 1], longest=8)
-    probabilities, likeliest = inside.lens(model, tokenizer.vocab_size, ids[:T])  # (L + 1, T) each
-    probabilities = probabilities.numpy()
-    said = [labels(tokenizer, row, longest=8) for row in likeliest]
-    letters = max(len(each) for row in (read, *said) for each in row)
-    T = min(
-        T, math.floor(6 / max(letters * 0.6 * LENS_LETTER / 72 + 0.05, 0.15))
-    )  # as many as have room
-    with picture(path, WIDTH, 2.2 + 0.24 * len(said), show) as figure:
+    text_labels = token_labels(tokenizer, ids[: T + 1], max_chars=8)
+    probs, likeliest = logit_lens(model, tokenizer.vocab_size, ids[:T])  # (L + 1, T) each
+    probs = probs.numpy()
+    predicted = [token_labels(tokenizer, row, max_chars=8) for row in likeliest]
+    longest = max(len(label) for row in (text_labels, *predicted) for label in row)
+    cell_width = max(longest * 0.6 * LENS_FONT_SIZE / 72 + 0.05, 0.15)  # inches
+    T = min(T, math.floor(6 / cell_width))
+    shortened = f" (the first {T} of {len(ids):,} tokens)" if len(ids) > T else ""
+    with saved_figure(path, WIDTH, 2.2 + 0.24 * len(predicted), show) as figure:
         axes = figure.subplots()
-        image = axes.imshow(probabilities[:, :T], cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        for (row, column), probability in np.ndenumerate(probabilities[:, :T]):
-            colour = "black" if probability > 0.6 else "white"
-            axes.text(
-                column,
-                row,
-                said[row][column],
-                ha="center",
-                va="center",
-                fontsize=LENS_LETTER,
-                color=colour,
-            )
+        image = axes.imshow(probs[:, :T], cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        for (row, column), prob in np.ndenumerate(probs[:, :T]):
+            colour = "black" if prob > 0.6 else "white"
+            style = {"ha": "center", "va": "center", "fontsize": LENS_FONT_SIZE, "color": colour}
+            axes.text(column, row, predicted[row][column], **style)
             if column + 1 < len(ids) and likeliest[row, column] == ids[column + 1]:
-                axes.add_patch(
-                    Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False, ec=ORANGE, lw=1.5)
-                )
+                frame = Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False)
+                axes.add_patch(frame).set(edgecolor=ORANGE, linewidth=1.5)
         axes.set_title(
-            "The logit lens: the next token that each layer would say; the last row is what the model says.\n"
-            "A frame: that is what really comes"
-            + (f" (the first {T} of {len(ids):,} tokens)" if len(ids) > T else "")
+            "The logit lens: the next token that each layer would predict; "
+            f"the last row is the output.\nFramed: correct{shortened}"
         )
-        axes.set_yticks(
-            range(len(said)), ["embedding", *(f"layer {n}" for n in range(len(said) - 1))]
-        )
-        axes.set_xticks(range(T), [*read[1 : T + 1], ""][:T], fontsize=LENS_LETTER)
-        axes.set(xlabel="the token that really comes next", ylabel="said after")
-        above = axes.secondary_xaxis("top")
-        above.set_xticks(range(T), read[:T], fontsize=LENS_LETTER)
-        above.set_xlabel("the token that is read")
-        for each in (axes, above):
-            each.tick_params(length=0)
-            each.spines[:].set_visible(False)
-        bar = figure.colorbar(image, ax=axes, label="probability of what is said")
+        label_lens_axes(axes, text_labels, T, len(predicted))
+        bar = figure.colorbar(image, ax=axes, label="probability of the prediction")
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     return path
 
 
-def surprises(path, source, text, show=False):
-    """Draw a text with each token on the colour of its surprise. Returns the path."""
-    model, tokenizer, ids = inside.read(source, text)
-    tokens = [tokenizer.decode_bytes([i]) for i in ids[: COLUMNS * LINES].tolist()]
-    texts = [shortened(label(token).replace(WHITE_SPACE[" "], " "), COLUMNS) for token in tokens]
-    places = [
-        place for place in lay_out(tokens, texts) if place[0] < LINES
-    ]  # (line, column) of each
-    shown = len(places)
+def label_lens_axes(axes, text_labels, T, num_rows):
+    """The tokens read above, those that really come next below, the layers on the left."""
+    rows = ["embedding", *(f"layer {n}" for n in range(num_rows - 1))]
+    axes.set_yticks(range(num_rows), rows)
+    axes.set_xticks(range(T), [*text_labels[1 : T + 1], ""][:T], fontsize=LENS_FONT_SIZE)
+    axes.set(xlabel="token that really comes next", ylabel="predicted after")
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(range(T), text_labels[:T], fontsize=LENS_FONT_SIZE)
+    above.set_xlabel("token that is read")
+    for each in (axes, above):
+        each.tick_params(length=0)
+        each.spines[:].set_visible(False)
+
+
+def plot_surprisal(path, source, text, show=False):
+    """Plot a text with each token on the colour of its surprisal. Returns the path."""
+    model, tokenizer, ids = load_model_and_text(source, text)
+    tokens = [tokenizer.decode_bytes([i]) for i in ids[: TEXT_COLUMNS * TEXT_LINES].tolist()]
+    labels = [drawn_text(token) for token in tokens]
+    cells = [(line, column) for line, column in lay_out(tokens, labels) if line < TEXT_LINES]
+    shown = len(cells)
     if shown < 2:
         raise DataError(
-            "text= has one token, and the first one is never predicted; give a longer text"
+            "--text has one token, and the first one is never predicted; give a longer text"
         )
-    bits = inside.surprise(model, ids[:shown]).numpy()
-    characters = sum(map(characters_in, tokens[1:shown]))
-    guess, lines = math.log2(tokenizer.vocab_size), places[-1][0] + 1
-    height, width = lines * LINE + 1.3, COLUMNS * ADVANCE
-    with picture(path, WIDTH, height, show) as figure:
-        figure.suptitle(
-            "How much each token surprised the model: the darker, the less it was expected\n"
-            f"{np.nanmean(bits):.2f} bits per token, {np.nansum(bits) / max(characters, 1):.2f} per character"
-            + (f", over the first {shown:,} of {len(ids):,} tokens" if shown < len(ids) else ""),
-            y=1 - 0.1 / height,
-        )
-        figure.set_layout_engine("none")  # each letter has its place
-        box = ((1 - width / WIDTH) / 2, 0.7 / height, width / WIDTH, lines * LINE / height)
-        axes = figure.add_axes(box, xlim=(0, COLUMNS), ylim=(lines, 0))
+    bits = surprisal(model, ids[:shown]).numpy()
+    uniform_bits = math.log2(tokenizer.vocab_size)
+    title = surprisal_title(bits, sum(map(num_chars, tokens[1:shown])))
+    if shown < len(ids):
+        title += f", over the first {shown:,} of {len(ids):,} tokens"
+    num_lines = cells[-1][0] + 1
+    height = num_lines * LINE_HEIGHT + 1.3
+    with saved_figure(path, WIDTH, height, show) as figure:
+        figure.suptitle(title, y=1 - 0.1 / height)
+        figure.set_layout_engine("none")  # each character has its place
+        width = TEXT_COLUMNS * CHAR_WIDTH / WIDTH
+        box = ((1 - width) / 2, 0.7 / height, width, num_lines * LINE_HEIGHT / height)
+        axes = figure.add_axes(box, xlim=(0, TEXT_COLUMNS), ylim=(num_lines, 0))
         axes.axis("off")
-        colours = matplotlib.colormaps["YlGnBu"].with_extremes(
-            bad="0.85"
-        )  # grey: the first, which nobody foretold
-        boxes = [
-            Rectangle((column, line), len(text), 1)
-            for (line, column), text in zip(places, texts, strict=False)
-        ]
-        drawn = axes.add_collection(
-            PatchCollection(boxes, cmap=colours, norm=Normalize(0, guess), ec="white", lw=0.5)
-        )
-        drawn.set_array(np.ma.masked_invalid(bits))
-        for (line, column), text, surprise in zip(places, texts, bits, strict=False):
-            colour = "white" if surprise > 0.65 * guess else "black"
-            axes.text(
-                column,
-                line + 0.5,
-                text,
-                va="center_baseline",
-                fontsize=LETTER,
-                family=FONTS,
-                color=colour,
-            )
-        bar = figure.colorbar(
-            drawn,
-            cax=figure.add_axes((0.2, 0.5 / height, 0.6, 0.12 / height)),
-            orientation="horizontal",
-            extend="max",
-        )
-        bar.set_label(
-            f"surprise in bits; {guess:.1f} is that of a guess among all {tokenizer.vocab_size:,} tokens"
-        )
+        background = draw_background(axes, cells, labels, bits, uniform_bits)
+        for (line, column), label, token_bits in zip(cells, labels, bits, strict=False):
+            colour = "white" if token_bits > 0.65 * uniform_bits else "black"
+            style = {"fontsize": TEXT_FONT_SIZE, "family": TEXT_FONTS, "color": colour}
+            axes.text(column, line + 0.5, label, va="center_baseline", **style)
+        bar_axes = figure.add_axes((0.2, 0.5 / height, 0.6, 0.12 / height))
+        bar = figure.colorbar(background, cax=bar_axes, orientation="horizontal", extend="max")
+        guess = f"a uniform guess among {tokenizer.vocab_size:,} tokens would be {uniform_bits:.1f}"
+        bar.set_label(f"surprisal in bits; {guess}")
     return path
 
 
-def lay_out(tokens, texts):
-    """The (line, column) of each token: lines end where the text says so, or between words before they get too long.
+def surprisal_title(bits, total_chars):
+    per_token = np.nanmean(bits)
+    per_char = np.nansum(bits) / max(total_chars, 1)
+    return (
+        "How much each token surprised the model: the darker, the less it was expected\n"
+        f"{per_token:.2f} bits per token, {per_char:.2f} per character"
+    )
 
-    tokens: their bytes; texts: what is drawn for each.
+
+def drawn_text(token):
+    return shorten(token_label(token).replace(WHITE_SPACE[" "], " "), TEXT_COLUMNS)
+
+
+def draw_background(axes, cells, labels, bits, uniform_bits):
+    """A coloured box behind each token."""
+    # Grey for the first token, which is never predicted.
+    colours = matplotlib.colormaps["YlGnBu"].with_extremes(bad="0.85")
+    boxes = [
+        Rectangle((column, line), len(label), 1)
+        for (line, column), label in zip(cells, labels, strict=False)
+    ]
+    norm = Normalize(0, uniform_bits)
+    collection = PatchCollection(boxes, cmap=colours, norm=norm, ec="white", lw=0.5)
+    collection.set_array(np.ma.masked_invalid(bits))
+    return axes.add_collection(collection)
+
+
+def lay_out(tokens, labels):
+    """The (line, column) of each token: lines end where the text's do, or between words.
+
+    `tokens`: their bytes; `labels`: what is drawn for each.
     """
-    places, line, column, start = [], 0, 0, 0
-    while start < len(tokens):
-        stop = start + 1
-        while stop < len(tokens) and not begins_word(tokens[stop - 1], tokens[stop]):
-            stop += 1
-        if column + sum(map(len, texts[start:stop])) > COLUMNS and column:
-            line, column = line + 1, 0
-        for token, text in zip(tokens[start:stop], texts[start:stop], strict=True):
-            if column + len(text) > COLUMNS and column:  # in a word of more than a line
-                line, column = line + 1, 0
-            places.append((line, column))
-            line, column = (
-                (line + token.count(b"\n"), 0) if b"\n" in token else (line, column + len(text))
-            )
-        start = stop
-    return places
+    cells = []
+    line = 0
+    column = 0
+    for start, end in words_of(tokens):
+        if column and column + sum(map(len, labels[start:end])) > TEXT_COLUMNS:
+            line += 1
+            column = 0
+        for token, label in zip(tokens[start:end], labels[start:end], strict=True):
+            if column and column + len(label) > TEXT_COLUMNS:  # inside a word longer than a line
+                line += 1
+                column = 0
+            cells.append((line, column))
+            column += len(label)
+            if b"\n" in token:
+                line += token.count(b"\n")
+                column = 0
+    return cells
 
 
-def begins_word(before, token):
-    return before[-1:].isspace() or (token[:1].isspace() and not token.isspace())
+def words_of(tokens):
+    """(start, end) indices of the tokens of each word."""
+    starts = [i for i in range(len(tokens)) if i == 0 or begins_word(tokens[i - 1], tokens[i])]
+    return zip(starts, [*starts[1:], len(tokens)], strict=True)
+
+
+def begins_word(previous, token):
+    return previous[-1:].isspace() or (token[:1].isspace() and not token.isspace())

@@ -1,4 +1,4 @@
-"""What a run begins from: nothing, the checkpoint of its own folder, or the weights of another model."""
+"""What a run starts from: random weights, its own checkpoint, or another model's weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,82 +6,115 @@ from pathlib import Path
 import torch
 
 from model import GPT
-from seugpt.checkpoint import pretrained as weights
-from seugpt.checkpoint import storage as checkpoint
+from seugpt.checkpoint.pretrained import (
+    build_from_checkpoint,
+    check_architecture,
+    check_tokenizer,
+    load_pretrained,
+)
+from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint, load_latest_valid
 from seugpt.errors import ConfigError, DataError
-from seugpt.training.memory import demand_room
+from seugpt.training.memory import check_memory
+
+FLOAT32_BYTES = 4
 
 
-def resolve(given):
-    """(ModelConfig, TrainConfig, checkpoint or None) of the options given. Raises ConfigError, CheckpointError.
+def resolve_config(overrides):
+    """(ModelConfig, TrainConfig, checkpoint or None) of the options given.
 
-    Resuming, the checkpoint's options stand where nothing else was given; fine-tuning, its architecture alone. Where
-    init_from=auto was given, the TrainConfig says resume or scratch.
+    A resumed run keeps the checkpoint's options unless others are given; fine-tuning keeps its
+    architecture. With init_from=auto, the TrainConfig says resume or scratch. Raises ConfigError,
+    CheckpointError, DataError.
     """
-    init_from, out_dir = given.get("init_from"), given.get("out_dir")
-    if init_from == "scratch" or given.problems:
-        return *given.build(), None
+    init_from = overrides.get("init_from")
+    out_dir = overrides.get("out_dir")
+    if init_from == "scratch" or overrides.problems:
+        model_config, config = overrides.build()
+        return model_config, config, None
+    ckpt = None
     if init_from == "auto":
-        content = checkpoint.newest(out_dir)
-        init_from = "resume" if content else "scratch"
+        ckpt = load_latest_valid(out_dir)
+        init_from = "resume" if ckpt else "scratch"
     elif init_from == "resume":
-        content = checkpoint.load(Path(out_dir) / "latest.pt", checkpoint.TO_RESUME)
+        ckpt = load_checkpoint(Path(out_dir) / "latest.pt", RESUME_KEYS)
     else:
-        content = weights.load(init_from)
-    resume, base = init_from == "resume", content["model_config"] if content else {}
+        ckpt = load_pretrained(init_from)
+    resume = init_from == "resume"
+    base = {}
+    if ckpt:
+        base = dict(ckpt["model_config"])
     if resume:
-        base = {**content["train_config"], **base, "out_dir": out_dir}
-    model_config, options = given.build(base, content["path"] if content else "")
-    options = replace(options, init_from=init_from)
-    if content:
-        weights.check_architecture(content, model_config, resume)
-    if resume and options.optimizer != base.get("optimizer", "adamw"):
+        base = {**ckpt["train_config"], **base, "out_dir": out_dir}
+    model_config, config = overrides.build(base, base_source=ckpt["path"] if ckpt else "")
+    if ckpt:
+        check_architecture(ckpt, model_config, resume)
+    if resume and config.optimizer != base.get("optimizer"):
         raise ConfigError(
-            f"optimizer={options.optimizer}, but {out_dir} was begun with the other, whose memory it cannot take over. "
-            f"Leave it out, or begin a new run with these weights: --init_from={out_dir} --out_dir=ANOTHER"
+            f"optimizer={config.optimizer}, but {out_dir} was trained with another one, whose "
+            "state does not fit. Drop that option, or start a new run from these weights: "
+            f"--init_from={out_dir} --out_dir=ANOTHER"
         )
-    return model_config, options, content
+    return model_config, replace(config, init_from=init_from), ckpt
 
 
-def check_data(content, options, dataset):
-    """Raise DataError where a run would go on, unaware, with other tokens than it was trained on so far."""
-    known = content.get("fingerprint", dataset.fingerprint)  # checkpoints of before had none
-    same_name = content["train_config"].get("dataset") == options.dataset
-    if known != dataset.fingerprint and same_name and not options.new_data:
+def check_same_data(ckpt, config, dataset):
+    """Raise DataError if the data set of a resumed run has changed without being renamed."""
+    same_name = ckpt["train_config"].get("dataset") == config.dataset
+    if ckpt["fingerprint"] != dataset.fingerprint and same_name and not config.allow_data_change:
         raise DataError(
-            f"the tokens in {dataset.path} are not those that {content['path']} was trained on. Prepare the text as it "
-            "was, or go on with the new tokens: --new_data=True"
+            f"the tokens in {dataset.path} are not those that {ckpt['path']} was trained on. "
+            "Prepare the text as it was, or continue with the new tokens: --allow_data_change=True"
         )
+
+
+def is_complete(ckpt, config, dist_env):
+    """Whether a resumed run has no steps left to make, which is then printed."""
+    step = ckpt["step"]
+    if step < config.max_iters or config.eval_only:
+        return False
+    if dist_env.rank == 0:
+        print(f"{ckpt['path']} is at step {step}; for more: --max_iters={2 * step or 1}")
+    return True
+
+
+def as_begun(ckpt, config):
+    """The TrainConfig of a resumed run, as config.py and later checkpoints show it."""
+    init_from = ckpt["train_config"].get("init_from", "scratch")
+    return replace(config, init_from=init_from, allow_data_change=False)
 
 
 def with_vocabulary(model_config, tokenizer, dataset):
-    """The ModelConfig with a row for each token of the data set, where it names no number. Raises ConfigError."""
-    V = model_config.vocab_size or tokenizer.vocab_size
-    if tokenizer.vocab_size > V:
+    """The ModelConfig with the tokenizer's vocab_size, unless it has a larger one.
+
+    Raises ConfigError.
+    """
+    vocab_size = model_config.vocab_size or tokenizer.vocab_size
+    if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
-            f"vocab_size={V} is below the {tokenizer.vocab_size} tokens of data/{dataset}"
+            f"vocab_size={vocab_size} is below the {tokenizer.vocab_size} tokens of data/{dataset}"
         )
-    return replace(model_config, vocab_size=V)
+    return replace(model_config, vocab_size=vocab_size)
 
 
-def build_model(model_config, options, content, tokenizer):
-    """The model, drawn from the seed or with the checkpoint's weights, and a report of what was done to fit them.
+def build_model(model_config, config, ckpt, tokenizer):
+    """(model, adaptation notes): drawn from the seed, or with the checkpoint's weights.
 
     Raises ConfigError, CheckpointError, DeviceError.
     """
-    if content is not None:
-        weights.check_tokenizer(content, tokenizer.spec(), options.dataset)
-        return weights.build(content, model_config, options.seed)
-    model_config = with_vocabulary(model_config, tokenizer, options.dataset)
-    demand_room(
-        4 * parameters_of(model_config), "a smaller --n_layer, --n_embd or --mlp_hidden needs less"
+    if ckpt is not None:
+        check_tokenizer(ckpt, tokenizer.spec(), config.dataset)
+        return build_from_checkpoint(ckpt, model_config, config.seed)
+    model_config = with_vocabulary(model_config, tokenizer, config.dataset)
+    check_memory(
+        FLOAT32_BYTES * estimate_num_params(model_config),
+        "a smaller --n_layer, --n_embd or --mlp_hidden needs less",
     )
-    torch.manual_seed(options.seed)  # the same weights on every rank
+    torch.manual_seed(config.seed)  # the same weights on every rank
     return GPT(model_config), []
 
 
-def parameters_of(c):
-    """About how many a model of this shape has, its matrices; to build one with too many takes all the memory."""
+def estimate_num_params(c):
+    """The size of a model's matrices, without building it, as too large a one takes all memory."""
     attention = (c.n_head + 2 * c.kv_heads) * c.head_size * c.n_embd + c.n_embd**2
-    mlp = (3 if c.mlp == "swiglu" else 2) * c.n_embd * c.hidden
+    mlp = (3 if c.mlp == "swiglu" else 2) * c.n_embd * c.mlp_hidden_size
     return c.n_layer * (attention + mlp) + c.vocab_size * c.n_embd

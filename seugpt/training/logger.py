@@ -1,4 +1,4 @@
-"""What a run tells and leaves behind: the console; in out_dir training.log, metrics.jsonl, loss.png and config.py."""
+"""What a run shows and writes: console, training.log, metrics.jsonl, config.py and trackers."""
 
 import contextlib
 import json
@@ -11,244 +11,282 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from seugpt.checkpoint.storage import demand_unchanged, describe
+from seugpt.checkpoint.storage import check_unchanged, describe
 from seugpt.cli.command import silence_stdout
-from seugpt.cli.options import to_source
+from seugpt.cli.config_parser import to_source
 from seugpt.errors import ConfigError
-from seugpt.files import replacing
-from seugpt.training.layer_stats import drop_snapshots_after
-from seugpt.training.metrics import drop_metrics_from
-from seugpt.training.run_folder import open_folder
-from seugpt.training.trackers import Services
+from seugpt.files import atomic_write
+from seugpt.training.layer_stats import remove_snapshots_after
+from seugpt.training.metrics import truncate_metrics
+from seugpt.training.run_folder import open_run_folder
+from seugpt.training.trackers import Trackers
 
-NO_BETTER = 3  # evaluations after which a run says that it gets no better
+EVALS_BEFORE_WARNING = 3  # without improvement
+BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
-def open_lines(path):
-    """A file to append to, written line by line, so that a crash loses none. In it may stand any file's name."""
+def open_log(path):
+    """A file to append to, flushed at each line, so that a crash loses none."""
+    # A file name in the log may have bytes that are not UTF-8.
     return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
-def duration(seconds):
-    """Seconds as 1:02:03, or as 4 days, 1:02:03."""
-    return str(timedelta(seconds=min(round(seconds), timedelta.max // timedelta(seconds=1))))
+def format_duration(seconds):
+    """Seconds as 1:02:03, or 4 days, 1:02:03."""
+    longest = timedelta.max // timedelta(seconds=1)
+    return str(timedelta(seconds=min(round(seconds), longest)))
 
 
 def resume_command(folder):
     return f"python train.py --init_from=resume --out_dir={shlex.quote(str(folder))}"
 
 
-class RunLog:
-    """A run's console, training.log, metrics.jsonl, loss.png and services; silent on every rank but the first."""
+class RunLogger:
+    """A run's console, training.log, metrics.jsonl and trackers; quiet on every rank but the first.
 
-    def __init__(self, options, resumed=None, silent=False):
-        """Opens out_dir, unless the run only evaluates; resumed: the checkpoint from which it goes on.
+    `folder` is out_dir, or None if this process writes nothing.
+    """
 
-        Raises ConfigError where out_dir or a service cannot be used, CheckpointError where another run just wrote it.
+    def __init__(self, config, resumed=None, quiet=False):
+        """Opens out_dir, unless the run only evaluates. `resumed`: the checkpoint to continue from.
+
+        Raises ConfigError if out_dir or a tracker cannot be used, CheckpointError if another run
+        just wrote there.
         """
-        self.options, self.silent, self.resume_step = (
-            options,
-            silent,
-            resumed["step"] if resumed else None,
-        )
-        self.folder = None if silent or options.eval_only else Path(options.out_dir)
-        self.bar = self.log_file = self.metrics_file = self.lock = None
-        self.services = Services(self.say)
+        self.config = config
+        self.quiet = quiet
+        self.resume_step = resumed["step"] if resumed else None
+        self.folder = None if quiet or config.eval_only else Path(config.out_dir)
+        self.trackers = Trackers(warn=self.info)
+        self.bar = None
+        self.log_file = None
+        self.metrics_file = None
+        self.lock = None
         if self.folder:
-            self.services.start(options, self.resume_step)
-            self.lock, previous = open_folder(self.folder, resumed is not None)
-            if resumed:
-                demand_unchanged(resumed)
-            damaged = drop_metrics_from(self.resume_step or 0, self.folder / "metrics.jsonl")
-            drop_snapshots_after(self.resume_step or 0, self.folder)
-            self.log_file = open_lines(self.folder / "training.log")
-            self.metrics_file = open_lines(self.folder / "metrics.jsonl")
-            if previous:
-                self.say(f"the earlier run in {self.folder} is now in {previous}")
-                if (previous / "latest.pt").exists():
-                    self.say(f"    to go on with it: {resume_command(previous)}")
-            if damaged:
-                self.say(
-                    f"{damaged} damaged line(s) of {self.folder / 'metrics.jsonl'} are left out"
-                )
-            self.services.open(self.folder)
-        if self.folder and sys.stderr.isatty():
-            form = (
-                "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            )
+            self.open_folder(resumed)
+
+    def open_folder(self, resumed):
+        self.trackers.start(self.config, self.resume_step)
+        self.lock, previous = open_run_folder(self.folder, resume=resumed is not None)
+        if resumed:
+            check_unchanged(resumed)
+        metrics_path = self.folder / "metrics.jsonl"
+        num_damaged = truncate_metrics(metrics_path, self.resume_step or 0)
+        remove_snapshots_after(self.folder, self.resume_step or 0)
+        self.log_file = open_log(self.folder / "training.log")
+        self.metrics_file = open_log(metrics_path)
+        if previous:
+            self.info(f"moved the earlier run in {self.folder} to {previous}")
+            if (previous / "latest.pt").exists():
+                self.info(f"    to continue it: {resume_command(previous)}")
+        if num_damaged:
+            self.info(f"dropped {num_damaged} damaged line(s) of {metrics_path}")
+        self.trackers.open(self.folder)
+        if sys.stderr.isatty():
             self.bar = tqdm(
-                total=options.max_iters,
+                total=self.config.max_iters,
                 initial=self.resume_step or 0,
-                bar_format=form,
+                bar_format=BAR_FORMAT,
                 dynamic_ncols=True,
             )
 
-    def start(self, model, dataset, world_size, content=None, report=()):
-        """The lines that open a run: its model, data, steps and starting point; and config.py, which repeats it."""
-        options, T, training_tokens = self.options, model.config.block_size, dataset.tokens["train"]
-        tokens = options.tokens_per_step(T)
-        self.say(
-            f"model: {model.parameter_count():,} parameters; {dataset.path}: {training_tokens:,} training tokens"
-        )
-        for note in dataset.notes:
-            self.say(f"note: {note}")
-        if not options.eval_only:
-            self.say(
-                f"a step: {options.gradient_accumulation_steps} micro-batches x {options.batch_size} sequences x "
-                f"{T} tokens = {tokens:,} tokens"
-            )
-            passes = options.max_iters * tokens / training_tokens
-            self.say(
-                f"{options.max_iters:,} steps pass over the data {passes:.2f} times; processes: {world_size}"
-            )
-        if content and self.resume_step is None:
-            for line in [
-                *content.get("notes", []),
-                f"weights from {describe(content)}; everything else starts anew",
-            ]:
-                self.say(line)
-            for line in report:
-                self.say("    " + line)
-        elif content:
-            for note in content.get("notes", []):
-                self.say(f"note: {note}")
-            theirs, ours = (
-                {**content["train_config"], **content["model_config"]},
-                {**vars(options), **vars(model.config)},
-            )
-            changed = [
-                f"{k} {theirs[k]} -> {v}" for k, v in ours.items() if k in theirs and theirs[k] != v
-            ]
-            self.say(
-                f"resumed from {content['path']} at step {content['step']:,}, best validation loss "
-                f"{content['best_val_loss']:.4f}; changed since: {', '.join(changed) or 'nothing'}"
-            )
-        decay, end = options.lr_decay_iters, options.max_iters
-        if options.decay_lr and decay > end:
-            self.say(
-                f"note: lr_decay_iters={decay} is beyond max_iters={end}: the rate will not come down to min_lr"
-            )
-        if options.decay_lr and decay < end:
-            self.say(
-                f"note: lr_decay_iters={decay} is below max_iters={end}: from there on the rate stays at min_lr"
-            )
-        if options.decay_lr and options.warmup_iters > end:
-            self.say(
-                f"note: warmup_iters={options.warmup_iters} is beyond max_iters={end}: the rate will still rise"
-            )
-        if options.decay_lr and options.min_lr > options.learning_rate:
-            self.say(
-                f"note: min_lr={options.min_lr} is above learning_rate={options.learning_rate}: the rate will rise"
-            )
+    def start(self, model, dataset, world_size, ckpt=None, adaptation_notes=()):
+        """Log what a run consists of and what it starts from; write config.py, which repeats it."""
+        self.describe_work(model, dataset, world_size)
+        if ckpt and self.resume_step is None:
+            self.describe_pretrained(ckpt, adaptation_notes)
+        elif ckpt:
+            self.describe_resume(ckpt, model.config)
+        self.describe_schedule()
         if self.folder:
-            with replacing(self.folder / "config.py") as temporary:
-                temporary.write_text(to_source(model.config, options), encoding="utf-8")
+            with atomic_write(self.folder / "config.py") as temporary:
+                temporary.write_text(to_source(model.config, self.config), encoding="utf-8")
 
-    def say(self, text, to_console=True):
-        """A line for the console, above the bar where there is one, and for training.log."""
-        if self.silent:
+    def describe_work(self, model, dataset, world_size):
+        config = self.config
+        block_size = model.config.block_size
+        num_tokens = dataset.tokens["train"]
+        self.info(f"model: {model.num_params():,} parameters")
+        self.info(f"data: {dataset.path}, {num_tokens:,} training tokens")
+        for note in dataset.notes:
+            self.info(f"note: {note}")
+        if config.eval_only:
+            return
+        tokens_per_step = config.tokens_per_step(block_size)
+        self.info(
+            f"tokens per step: {config.gradient_accumulation_steps} micro-batches x "
+            f"{config.batch_size} sequences x {block_size} tokens = {tokens_per_step:,}"
+        )
+        epochs = config.max_iters * tokens_per_step / num_tokens
+        self.info(
+            f"training: {config.max_iters:,} steps, {epochs:.2f} epochs, {world_size} process(es)"
+        )
+
+    def describe_pretrained(self, ckpt, adaptation_notes):
+        for note in ckpt.get("notes", []):
+            self.info(note)
+        self.info(f"weights from {describe(ckpt)}; everything else starts fresh")
+        for note in adaptation_notes:
+            self.info(f"    {note}")
+
+    def describe_resume(self, ckpt, model_config):
+        for note in ckpt.get("notes", []):
+            self.info(f"note: {note}")
+        stored = {**ckpt["train_config"], **ckpt["model_config"]}
+        current = {**vars(self.config), **vars(model_config)}
+        changed = []
+        for name, value in current.items():
+            if name in stored and stored[name] != value:
+                changed.append(f"{name} {stored[name]} -> {value}")
+        best_val_loss = ckpt["train_state"]["best_val_loss"]
+        self.info(
+            f"resumed from {ckpt['path']} at step {ckpt['step']:,}, best validation "
+            f"loss {best_val_loss:.4f}; changed options: {', '.join(changed) or 'none'}"
+        )
+
+    def describe_schedule(self):
+        """Notes on a learning rate schedule that is probably a mistake."""
+        config = self.config
+        if not config.decay_lr:
+            return
+        end = f"max_iters={config.max_iters}"
+        if config.lr_decay_iters > config.max_iters:
+            self.info(
+                f"note: lr_decay_iters={config.lr_decay_iters} exceeds "
+                f"{end}: the learning rate will not reach min_lr"
+            )
+        if config.lr_decay_iters < config.max_iters:
+            self.info(
+                f"note: lr_decay_iters={config.lr_decay_iters} is below "
+                f"{end}: the learning rate stays at min_lr from there on"
+            )
+        if config.warmup_iters > config.max_iters:
+            self.info(
+                f"note: warmup_iters={config.warmup_iters} exceeds "
+                f"{end}: the learning rate rises until the end"
+            )
+        if config.min_lr > config.learning_rate:
+            self.info(
+                f"note: min_lr={config.min_lr} exceeds "
+                f"learning_rate={config.learning_rate}: the learning rate will rise"
+            )
+
+    def info(self, text, to_console=True):
+        """A line for the console, above the progress bar if there is one, and for training.log."""
+        if self.quiet:
             return
         if to_console:
             try:
-                print(text, flush=True) if self.bar is None else self.bar.write(text)
-            except OSError:  # the console has gone, as in `| head`: the run and its log go on
+                if self.bar is None:
+                    print(text, flush=True)
+                else:
+                    self.bar.write(text)
+            except OSError:  # the console has gone, as in `| head`: the run and its log continue
                 silence_stdout()
         self.append(self.log_file, text)
 
     def append(self, file, line):
-        """Write a line to the file, if it is open. Raises ConfigError."""
+        """Write a line to a file, if it is open. Raises ConfigError."""
         try:
             if file:
                 file.write(line + "\n")
         except OSError as error:
             raise ConfigError(
-                f"cannot write {file.name} ({error.strerror}). Make room there, then go on from the last checkpoint: "
-                f"{resume_command(self.options.out_dir)}"
+                f"cannot write {file.name} ({error.strerror}). Free some space there, then "
+                f"continue from the last checkpoint: {resume_command(self.config.out_dir)}"
             ) from error
 
     def metrics(self, **values):
         self.append(self.metrics_file, json.dumps(values))
-        self.services.log(values)
+        self.trackers.log(values)
 
-    def step(self, step, step_ms, tokens_per_s, mfu, **values):
-        """One logged step (values: loss, lr, grad_norm, clipped): the bar where there is one, a line elsewhere."""
-        loss, lr = values["loss"], values["lr"]
+    def step(self, step, loss, lr, grad_norm, num_clipped_steps, step_ms, tokens_per_s, mfu):
+        """One logged step: on the progress bar if there is one, else as a line."""
         values = {
             "step": step,
-            **values,
+            "loss": loss,
+            "lr": lr,
+            "num_clipped_steps": num_clipped_steps,
+            "grad_norm": grad_norm,
             "step_ms": step_ms,
             "tokens_per_s": tokens_per_s,
             "mfu": mfu,
         }
         self.metrics(**{name: value for name, value in values.items() if value is not None})
-        speed = f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f", MFU {mfu:.1%}")
-        left = duration((self.options.max_iters - step - 1) * step_ms / 1000)
-        line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, {left} left"
-        self.say(line, to_console=self.bar is None)
+        speed = f"{tokens_per_s:,.0f} tok/s"
+        if mfu is not None:
+            speed += f", MFU {mfu:.1%}"
+        eta = format_duration((self.config.max_iters - step - 1) * step_ms / 1000)
+        line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, ETA {eta}"
+        self.info(line, to_console=self.bar is None)
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {speed}", refresh=False)
 
-    def tick(self):
+    def advance(self):
         """One step was made."""
         if self.bar is not None:
             self.bar.update()
 
-    def evaluation(self, step, losses, param_norm, text, vocab_size, best):
+    def evaluation(self, step, losses, param_norm, sample, vocab_size, is_best):
+        """One evaluation: its losses, and a short sample of the model's text."""
         self.metrics(
             step=step, train_loss=losses["train"], val_loss=losses["val"], param_norm=param_norm
         )
-        best = best and not self.options.eval_only
-        mark = " (best)" if best else ""
-        self.say(
-            f"step {step}: train loss {losses['train']:.4f}, validation loss {losses['val']:.4f}{mark}"
+        mark = " (best)" if is_best and not self.config.eval_only else ""
+        self.info(
+            f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{mark}"
         )
-        if step == 0 and self.options.init_from == "scratch":
-            meaning = "a model that knows nothing finds all tokens about equally likely"
-            if losses["val"] > math.log(vocab_size) + 1:
-                meaning = (
-                    "its first weights are too large, so that it is sure of what it cannot know"
-                )
-            self.say(
-                f"before training the loss is {losses['val']:.4f}; ln(vocab_size) = ln({vocab_size}) = "
-                f"{math.log(vocab_size):.4f}: {meaning}"
-            )
-        self.say("    | " + text.replace("\n", "\n    | "))
+        if step == 0 and self.config.init_from == "scratch":
+            self.explain_initial_loss(losses["val"], vocab_size)
+        self.info("    | " + sample.replace("\n", "\n    | "))
 
-    def no_better(self, evaluations, best_val_loss, best_step):
-        """A word of warning, once, where so many evaluations in a row were worse than the best one."""
-        if evaluations == NO_BETTER:
-            self.say(
-                f"note: no better since step {best_step}, where the validation loss was {best_val_loss:.4f}; best.pt "
-                "is of there. The model may be learning its text by heart: more text, a larger dropout or "
-                "--patience=N, which ends such a run"
+    def explain_initial_loss(self, val_loss, vocab_size):
+        expected = math.log(vocab_size)
+        meaning = "an untrained model finds all tokens about equally likely"
+        if val_loss > expected + 1:
+            meaning = "the initial weights are too large, so the untrained model is overconfident"
+        self.info(
+            f"before training the loss is {val_loss:.4f}; ln(vocab_size) "
+            f"= ln({vocab_size}) = {expected:.4f}: {meaning}"
+        )
+
+    def warn_no_improvement(self, state):
+        """A warning, once, after several evaluations in a row without a new best one."""
+        if state.evals_since_best == EVALS_BEFORE_WARNING:
+            self.info(
+                f"note: no improvement since step {state.best_step}, validation loss "
+                f"{state.best_val_loss:.4f} (best.pt). The model may be overfitting: use more "
+                "text, a higher dropout, or --patience=N, which stops such a run"
             )
 
-    def done(self, step, best_val_loss, best_step, stop=0):
-        """The lines that close a run; stop: the signal that ended it early."""
+    def end(self, state, signum=0):
+        """The lines that close a run; `signum`: the signal that ended it early, or 0."""
         if not self.folder:
             return
-        if stop:
-            self.say(
-                f"{signal.Signals(stop).name}: saved at step {step}; to go on: {resume_command(self.folder)}"
+        if signum:
+            name = signal.Signals(signum).name
+            self.info(
+                f"{name}: saved at step {state.step}; to continue: {resume_command(self.folder)}"
             )
             return
-        picture = self.folder / "loss.png"
-        curves = f"; the curves are in {picture}" if picture.exists() else ""
-        if step < self.options.max_iters:
-            self.say(
-                f"patience={self.options.patience} ended the run at step {step} of {self.options.max_iters}; to go on:"
-            )
-            self.say(f"    {resume_command(self.folder)} --patience=0")
-        self.say(f"done: best validation loss {best_val_loss:.4f}, at step {best_step}{curves}")
-        self.say(f"let it write: python sample.py --out_dir={shlex.quote(str(self.folder))}")
+        if state.step < self.config.max_iters:
+            patience = f"patience={self.config.patience}"
+            self.info(f"stopped at step {state.step} of {self.config.max_iters} by {patience}")
+            self.info(f"    to continue: {resume_command(self.folder)} --patience=0")
+        best = f"best validation loss {state.best_val_loss:.4f} at step {state.best_step}"
+        self.info(f"done: {best}")
+        plot = self.folder / "loss.png"
+        if plot.exists():
+            self.info(f"loss curves: {plot}")
+        self.info(f"sample from it: python sample.py --out_dir={shlex.quote(str(self.folder))}")
 
     def close(self):
         try:
-            self.services.close()
+            self.trackers.close()
         finally:
             for file in (self.log_file, self.metrics_file, self.lock):
                 if file:
-                    with contextlib.suppress(OSError):  # of what a full disk did not take
+                    with contextlib.suppress(OSError):  # on a full disk it cannot be flushed
                         file.close()
             if self.bar is not None:
                 self.bar.close()

@@ -1,53 +1,53 @@
-"""metrics.jsonl, one JSON object a line: read and shortened."""
+"""metrics.jsonl: one JSON object per line, read and truncated."""
 
 import json
 
-from seugpt.files import replacing
+from seugpt.files import atomic_write
 
 
-def parse(line):
-    """The dictionary of a line: numbers, among them the step. None for a line that a crash or an editor damaged."""
+def parse_line(line):
+    """The {name: number} of a line, with its step; None for one damaged by a crash or an editor."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or not all(map(is_number, values.values())):
         return None
-    return (
-        values
-        if type(values.get("step")) is int and ("val_loss" in values) == ("train_loss" in values)
-        else None
-    )
+    if type(values.get("step")) is not int or ("val_loss" in values) != ("train_loss" in values):
+        return None
+    return values
 
 
 def is_number(value):
-    """Whether it is one that a picture has a place for: no bool, no int beyond a float."""
+    """Whether a plot can show it: no bool, no int beyond a float's range."""
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
-def parsed_lines(path):
-    """What `parse` makes of each line of metrics.jsonl, one after the other: of a long run they fill the memory."""
+def iterate_metrics(path):
+    """parse_line of each line, one by one: the lines of a long run would fill the memory."""
     if path.exists():
         with open(path, "rb") as file:
             for line in file:
                 if line != b"\n":
-                    yield parse(line)
+                    yield parse_line(line)
 
 
 def read_metrics(path):
-    """The dictionaries of metrics.jsonl, none where there is no file; and the number of damaged lines left out."""
-    parsed = list(parsed_lines(path))
+    """(lines as dictionaries, number of damaged ones left out); no lines if there is no file."""
+    parsed = list(iterate_metrics(path))
     metrics = [values for values in parsed if values is not None]
     return metrics, len(parsed) - len(metrics)
 
 
-def drop_metrics_from(first_step, path):
-    """A run that goes on from its last checkpoint does again what came after it: forget those lines.
+def truncate_metrics(path, first_step):
+    """Drop what a resumed run will log again: everything after the checkpoint at `first_step`.
 
-    Returns the number of damaged lines, which are forgotten too.
+    Damaged lines are dropped too; returns their number.
     """
-    metrics, damaged = read_metrics(path)
-    kept = [m for m in metrics if m["step"] < first_step + ("val_loss" in m)]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
-    return damaged
+    metrics, num_damaged = read_metrics(path)
+    # An evaluation at first_step belongs to the checkpoint; a training step first_step is new.
+    kept = [values for values in metrics if values["step"] < first_step + ("val_loss" in values)]
+    text = "".join(json.dumps(values) + "\n" for values in kept)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return num_damaged

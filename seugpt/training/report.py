@@ -1,50 +1,49 @@
-"""What a run will cost, before it begins: parameters, FLOPs, memory; and how fast this machine makes its steps.
+"""What a run will cost, before it starts: parameters, FLOPs and memory.
 
     python train.py config/train_gpt2_15m.py --report
-    python train.py config/quickstart.py --measure
 
-The first computes nothing and takes no memory: torch's fake tensors have a shape and no numbers.
+It computes nothing and takes no memory: torch's fake tensors have a shape but no numbers. How long
+the run takes on this machine: python bench.py step CONFIG
 """
 
 import math
+import sys
 import textwrap
-import time
-from dataclasses import replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import GPT, pick_dtype
-from seugpt.checkpoint.huggingface import Undrawn, shapes
-from seugpt.data.dataset import Dataset, dataset_path
+from seugpt.checkpoint.huggingface import SkipInit, parameter_shapes
+from seugpt.data.dataset import Dataset
+from seugpt.data.dataset_dir import dataset_path
 from seugpt.errors import ConfigError, DataError
 from seugpt.training.init_from import with_vocabulary
-from seugpt.training.logger import RunLog, duration
-from seugpt.training.memory import AliveTensors
+from seugpt.training.memory import AllocationCounter
 from seugpt.training.optimizer import make_optimizers
 
-MOST_LAYERS = 1000  # which take 20 seconds to count
-WARMUP, STEPS = 3, 20  # of --measure
-PARTS = ("token embedding", "position embedding", "attention", "MLP", "norms", "head")
-SIX_N = """\
-Why 6N: forward, each of the N weights multiplies one number of a token, and the product is added
-to a sum: 2N. Backward takes as many for the gradient of what came in, and as many for that of the
-weights: 4N. N leaves out embeddings that are looked up and not multiplied. Scores (queries times
-keys, and weights times values) have no parameters: with L layers, C channels and T tokens, 4·L·C·T
-forward and 12·L·C·T in all, as PaLM counts (2204.02311, appendix B): all T x T pairs, though a
-causal kernel may skip the half that is masked."""
+MAX_LAYERS = 1000  # counting them takes 20 seconds
+MODULES = ("token embedding", "position embedding", "attention", "MLP", "norms", "head")
+WHY_6N = """\
+Why 6N: in the forward pass each of the N weights is multiplied by one number per token, and the
+product is added to a sum: 2N. The backward pass does the same for the gradient of the input and
+for that of the weights: 4N. N excludes embeddings that are looked up and not multiplied. Attention
+scores (queries times keys, weights times values) have no parameters: with L layers, C channels and
+T tokens they add 4·L·C·T forward and 12·L·C·T in total, as PaLM counts (2204.02311, appendix B):
+all T x T pairs, although a causal kernel may skip the masked half."""
 
 
-def human(number, unit):
-    """Three digits and a unit: 1.65 GB."""
+def format_si(number, unit):
+    """Three digits and a unit, as in 1.65 GB."""
     power = min(int(math.log10(number)) // 3, 8) if number >= 1 else 0
     value = number / 1000**power
     digits = max(0, 2 - int(math.log10(value))) if power else 0
-    return f"{value:,.{digits}f} {['', 'k', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y'][power]}{unit}"
+    prefix = ["", "k", "M", "G", "T", "P", "E", "Z", "Y"][power]
+    return f"{value:,.{digits}f} {prefix}{unit}"
 
 
-def table(*rows):
-    """Rows of texts as lines: names and the notes of the last column to the left, all between to the right."""
+def format_table(*rows):
+    """Rows of texts as lines: the first and last column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *numbers, note in rows:
@@ -53,47 +52,50 @@ def table(*rows):
     return "\n".join(lines)
 
 
-def part_of(name):
-    """The part of the model, one of PARTS, that a parameter belongs to."""
-    known = {"wte.weight": 0, "wpe.weight": 1, "lm_head.weight": 5}
-    inside = 4 if "ln_" in name or "_norm." in name else 2 if ".attn." in name else 3
-    return PARTS[known.get(name, inside)]
+def module_of(name):
+    """The module, one of MODULES, that a parameter belongs to."""
+    known = {
+        "wte.weight": "token embedding",
+        "wpe.weight": "position embedding",
+        "lm_head.weight": "head",
+    }
+    if name in known:
+        return known[name]
+    if "ln_" in name or "_norm." in name:
+        return "norms"
+    return "attention" if ".attn." in name else "MLP"
 
 
-def parameter_table(sizes, config, tokens):
-    """sizes: {name: shape} of the parameters; tokens: of the vocabulary without its padding, or None."""
-    total, notes = sum(map(math.prod, sizes.values())), {}
-    if tokens not in (None, config.vocab_size):
-        notes["token embedding"] = f"{config.vocab_size:,} rows for {tokens:,} tokens"
+def parameter_table(shapes, config, num_tokens):
+    """`shapes`: {name: shape} of the parameters; `num_tokens`: the unpadded vocabulary, or None."""
+    notes = {}
+    if num_tokens not in (None, config.vocab_size):
+        notes["token embedding"] = f"{config.vocab_size:,} rows for {num_tokens:,} tokens"
     if config.position == "rope":
-        notes["position embedding"] = "rope: turns queries and keys instead"
+        notes["position embedding"] = "RoPE: rotates queries and keys instead"
     if config.tie_embeddings:
-        notes["head"] = "tied: token embedding again, counted once"
+        notes["head"] = "tied to the token embedding, counted once"
+    total = sum(map(math.prod, shapes.values()))
     rows = [("Parameters", "tensors", "parameters", "share", "")]
-    for part in PARTS:
-        counts = [math.prod(shape) for name, shape in sizes.items() if part_of(name) == part]
-        rows.append(
-            (
-                part,
-                f"{len(counts):,}",
-                f"{sum(counts):,}",
-                f"{sum(counts) / total:.1%}",
-                notes.get(part, ""),
-            )
-        )
-    return table(*rows, ("all", f"{len(sizes):,}", f"{total:,}", "100.0%", ""))
+    for module in MODULES:
+        counts = [math.prod(shape) for name, shape in shapes.items() if module_of(name) == module]
+        share = f"{sum(counts) / total:.1%}"
+        rows.append((module, f"{len(counts):,}", f"{sum(counts):,}", share, notes.get(module, "")))
+    rows.append(("total", f"{len(shapes):,}", f"{total:,}", "100.0%", ""))
+    return format_table(*rows)
 
 
-def forward_flops(sizes, config):
-    """{part: FLOPs of a token's forward pass in a full context}; the backward pass takes twice as many.
+def forward_flops(shapes, config):
+    """{part: FLOPs of a token's forward pass at full context}; the backward pass takes twice that.
 
-    Three times their sum is GPT.flops_per_token(). Norms and biases are no matrices; they take about the 2 FLOPs each
-    that the 6N rule reckons.
+    Three times their sum is GPT.flops_per_token(). Norms and biases are not matrices; they take
+    about the 2 FLOPs each that the 6N rule counts.
     """
-    matrices, vectors = dict.fromkeys(PARTS, 0), 0
-    for name, shape in sizes.items():
+    matrices = dict.fromkeys(MODULES, 0)
+    vectors = 0
+    for name, shape in shapes.items():
         if len(shape) == 2:
-            matrices[part_of(name)] += math.prod(shape)
+            matrices[module_of(name)] += math.prod(shape)
         else:
             vectors += math.prod(shape)
     return {
@@ -106,198 +108,152 @@ def forward_flops(sizes, config):
 
 
 def flops_table(flops, block_size):
-    total, scores = sum(flops.values()), flops["attention, scores"]
-    rows = [("FLOPs of a token", "forward", "backward", "both", "share", "")]
-    for part, count in [*flops.items(), ("all", total)]:
-        numbers = [human(times * count, "FLOP") for times in (1, 2, 3)]
-        rows.append(
-            (
-                part,
-                *numbers,
-                f"{count / total:.1%}",
-                "grow with block_size" if "scores" in part else "",
-            )
-        )
-    longer = [("block_size", "FLOPs of a token", "scores", "")]
+    total = sum(flops.values())
+    scores = flops["attention, scores"]
+    rows = [("FLOPs per token", "forward", "backward", "both", "share", "")]
+    for part, count in [*flops.items(), ("total", total)]:
+        numbers = [format_si(factor * count, "FLOP") for factor in (1, 2, 3)]
+        note = "grows with block_size" if part == "attention, scores" else ""
+        rows.append((part, *numbers, f"{count / total:.1%}", note))
+    by_length = [("block_size", "FLOPs per token", "scores", "")]
     for T in (max(block_size // 4, 1), block_size, 4 * block_size):
-        theirs = scores * T // block_size
-        all_of_it = total - scores + theirs
-        longer.append((f"{T:,}", human(3 * all_of_it, "FLOP"), f"{theirs / all_of_it:.1%}", ""))
-    return f"{table(*rows)}\n\n{SIX_N}\n\n{table(*longer)}"
+        scores_at_T = scores * T // block_size
+        total_at_T = total - scores + scores_at_T
+        share = f"{scores_at_T / total_at_T:.1%}"
+        by_length.append((f"{T:,}", format_si(3 * total_at_T, "FLOP"), share, ""))
+    return f"{format_table(*rows)}\n\n{WHY_6N}\n\n{format_table(*by_length)}"
 
 
-def work_table(flops_per_token, block_size, options, dataset):
-    """A sequence, a step, a pass over the data and the run; dataset: None where there is none."""
-    step = options.tokens_per_step(block_size)
-    parts = (
-        f"{options.gradient_accumulation_steps:,} micro-batches of {options.batch_size:,} sequences"
+def work_table(flops_per_token, block_size, config, dataset):
+    """A sequence, a step, an epoch and the run; `dataset` None if there is none."""
+    tokens_per_step = config.tokens_per_step(block_size)
+    run_tokens = config.max_iters * tokens_per_step
+    step_note = (
+        f"{config.gradient_accumulation_steps:,} micro-batches of {config.batch_size:,} sequences"
     )
-    run, passes = options.max_iters * step, ""
-    work = [("a sequence", block_size, ""), ("a step", step, parts)]
+    run_note = f"{config.max_iters:,} steps"
+    work = [("a sequence", block_size, ""), ("a step", tokens_per_step, step_note)]
     if dataset:
-        tokens = dataset.tokens["train"]
-        work.append(("a pass", tokens, f"over {dataset.path}, also called an epoch"))
-        passes = f"; {run / tokens:,.2f} passes"
-    work.append(("the run", run, f"{options.max_iters:,} steps{passes}"))
-    rows = [
-        (name, f"{tokens:,}", human(tokens * flops_per_token, "FLOP"), note)
-        for name, tokens, note in work
-    ]
-    return table(("Work", "tokens", "FLOPs", ""), *rows)
+        epoch_tokens = dataset.tokens["train"]
+        work.append(("an epoch", epoch_tokens, f"once over {dataset.path}"))
+        run_note += f"; {run_tokens / epoch_tokens:,.2f} epochs"
+    work.append(("the run", run_tokens, run_note))
+    rows = [("Work", "tokens", "FLOPs", "")]
+    for name, tokens, note in work:
+        rows.append((name, f"{tokens:,}", format_si(tokens * flops_per_token, "FLOP"), note))
+    return format_table(*rows)
 
 
-def count_memory(config, options, device, dtype, micro_steps, rows):
-    """{part: bytes} of a process whose steps are so many micro-batches of so many rows; "peak" is not their sum.
+def count_memory(model_config, config, device, dtype, micro_steps, rows):
+    """{part: bytes} of a process whose steps have `micro_steps` micro-batches of `rows` sequences.
 
-    The run's own code runs, on fake tensors, and what is alive is counted: exact but for what kernels take inside.
+    The run's own code runs on fake tensors, and live tensors are counted: exact except for what
+    kernels allocate internally. "peak" is the maximum at one time, not the sum.
     """
     with FakeTensorMode():
-        with device, Undrawn():
-            model = GPT(config)
-        idx = torch.zeros(rows, config.block_size, dtype=torch.long, device=device)
-        with AliveTensors(model.parameters()) as alive:
-            parts = {"weights": alive.now}
+        with device, SkipInit():
+            model = GPT(model_config)
+        idx = torch.zeros(rows, model_config.block_size, dtype=torch.long, device=device)
+        with AllocationCounter(model.parameters()) as counter:
+            parts = {"weights": counter.current}
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter)
-            parts["gradients"] = alive.now - sum(parts.values())
-            optimizers = make_optimizers(model, options, device, dtype)
+            parts["gradients"] = counter.current - sum(parts.values())
+            optimizers = make_optimizers(model, config, device, dtype)
             for optimizer in optimizers:
                 optimizer.step()
-            parts["optimizer"] = alive.now - sum(parts.values())
-            if micro_steps == 1:  # no micro-batch before has left gradients
+            parts["optimizer"] = counter.current - sum(parts.values())
+            if micro_steps == 1:  # no earlier micro-batch has left gradients
                 model.zero_grad(set_to_none=True)
-            before = alive.now
+            before = counter.current
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss = model(idx, idx)[1]
-            parts["activations"] = alive.now - before
+                loss = model(idx, idx)[1]  # as in Trainer.backward
+            parts["activations"] = counter.current - before
             loss.backward()
-    return {**parts, "peak": alive.peak}
+    return {**parts, "peak": counter.peak}
 
 
-def memory_table(config, options, device, dtype, ranks):
-    micro_steps, part = ranks.share(options.gradient_accumulation_steps, options.batch_size)
-    rows = len(range(options.batch_size)[part or slice(None)])
-    bytes_of = count_memory(config, options, device, dtype, micro_steps, rows)
-    T, cached, kind = (
-        config.block_size,
-        pick_dtype("auto", device),
-        str(dtype).removeprefix("torch."),
+def kv_cache_bytes(model_config, dtype):
+    """Bytes of the KV cache of one sequence at full context."""
+    per_token = model_config.n_layer * model_config.kv_heads * model_config.head_size
+    return 2 * per_token * model_config.block_size * dtype.itemsize
+
+
+def memory_table(model_config, config, device, dtype, dist_env):
+    """The memory of each process, by part."""
+    micro_steps, row_slice = dist_env.split_step(
+        config.gradient_accumulation_steps, config.batch_size
     )
-    logits = 4 * rows * T * config.vocab_size
-    cache = 2 * config.n_layer * config.kv_heads * config.head_size * T * cached.itemsize
-    moments = "AdamW: two moments of each weight"
-    if options.optimizer == "muon":
-        moments = "Muon: one moment of the blocks' matrices; AdamW: two of others"
-    casts = "" if dtype == torch.float32 else f", with the weights in {kind}"
-    if ranks.world_size > 1:  # DDP sends the gradients from buffers of its own
-        bytes_of["peak"] += bytes_of["gradients"]
-        bytes_of["gradients"] *= 2
-    lines = [
-        ("weights", bytes_of["weights"], "float32"),
-        (
-            "gradients",
-            bytes_of["gradients"],
-            "float32" + (", and DDP's copy" if ranks.world_size > 1 else ""),
-        ),
-        ("optimizer", bytes_of["optimizer"], moments),
-        ("activations", bytes_of["activations"], f"kept for the backward pass{casts}"),
-        ("    of these, the logits", logits, "as log-probabilities, float32"),
-        ("gradients of the logits", 2 * logits, "for a moment, as the backward pass begins"),
-        ("at the peak", bytes_of["peak"], "the most that is alive at one time"),
-        (
-            "KV cache of a sequence",
-            cache,
-            f"{T:,} tokens in sampling, {str(cached).removeprefix('torch.')}",
-        ),
+    rows = len(range(config.batch_size)[row_slice or slice(None)])
+    sizes = count_memory(model_config, config, device, dtype, micro_steps, rows)
+    is_ddp = dist_env.world_size > 1
+    if is_ddp:  # DDP sends the gradients from buffers of its own
+        sizes["peak"] += sizes["gradients"]
+        sizes["gradients"] *= 2
+    T = model_config.block_size
+    logits_bytes = 4 * rows * T * model_config.vocab_size
+    cache_dtype = pick_dtype("auto", device)
+    dtype_name = str(dtype).removeprefix("torch.")
+    cache_dtype_name = str(cache_dtype).removeprefix("torch.")
+    optimizer_note = "AdamW: two moments per weight"
+    if config.optimizer == "muon":
+        optimizer_note = "Muon: one moment for block matrices; AdamW: two for the rest"
+    casts = "" if dtype == torch.float32 else f", with the weights in {dtype_name}"
+    cache_bytes = kv_cache_bytes(model_config, cache_dtype)
+    cache_note = f"{T:,} tokens in sampling, {cache_dtype_name}"
+    parts = [
+        ("weights", sizes["weights"], "float32"),
+        ("gradients", sizes["gradients"], "float32, and DDP's copy" if is_ddp else "float32"),
+        ("optimizer", sizes["optimizer"], optimizer_note),
+        ("activations", sizes["activations"], f"kept for the backward pass{casts}"),
+        ("    of these, the logits", logits_bytes, "as log-probabilities, float32"),
+        ("gradients of the logits", 2 * logits_bytes, "briefly, at the start of the backward pass"),
+        ("peak", sizes["peak"], "the maximum at one time"),
+        ("KV cache per sequence", cache_bytes, cache_note),
     ]
-    title = f"{'Memory of each process' if ranks.world_size > 1 else 'Memory'}, {device}, {kind}, {rows} x {T:,} tokens"
-    text = "\n".join(
-        [title, table(*((name, human(size, "B"), note) for name, size, note in lines))]
-    )
+    table = format_table(*((name, format_si(size, "B"), note) for name, size, note in parts))
+    title = "Memory of each process" if is_ddp else "Memory"
+    shape = f"{rows} x {T:,} tokens"
+    return f"{title}, {device}, {dtype_name}, {shape}\n{table}{memory_notes(config, device)}"
+
+
+def memory_notes(config, device):
+    notes = ""
     if device.type == "cpu":
-        text += "\nOn the CPU the process keeps what it frees, and takes more (README, Memory)."
-    return text + (
-        "\ntorch.compile, which this run uses, may need less." if options.compiles(device) else ""
-    )
+        notes += "\nOn a CPU the process keeps what it frees, and takes more (README, Memory)."
+    if config.compiles(device):
+        notes += "\ntorch.compile, which this run uses, may need less."
+    return notes
 
 
-def print_report(model_config, options, ranks, device, dtype):
-    """What can be said without a step. Raises ConfigError, CheckpointError."""
-    if ranks.rank > 0:
+def print_report(model_config, config, dist_env, device):
+    """Print everything that can be said without a step. Raises ConfigError, CheckpointError."""
+    if dist_env.rank > 0:
         return
-    if model_config.n_layer > MOST_LAYERS:
+    if model_config.n_layer > MAX_LAYERS:
         raise ConfigError(
-            f"n_layer={model_config.n_layer:,}: a report counts layer by layer, at most {MOST_LAYERS:,}"
+            f"n_layer={model_config.n_layer}: the report counts at most {MAX_LAYERS} layers"
         )
-    dataset, notes = None, []
+    dtype = pick_dtype(config.dtype, device, training=True)
+    dataset = None
     try:
-        dataset = Dataset(dataset_path(options.dataset))
+        dataset = Dataset(dataset_path(config.dataset))
         notes = dataset.notes
-        model_config = with_vocabulary(model_config, dataset.tokenizer, options.dataset)
+        model_config = with_vocabulary(model_config, dataset.tokenizer, config.dataset)
     except DataError as error:
         if model_config.vocab_size is None:
             raise ConfigError(
-                f"vocab_size is not known: give it, as in --vocab_size=50304. Or: {error}"
+                f"{error}. Or count without data, by giving the size, as in --vocab_size=50304"
             ) from error
-        notes = [f"without data: {error}"]
-    sizes = shapes(model_config, "these options")
-    flops = forward_flops(sizes, model_config)
+        notes = [f"counted without data: {error}"]
+    shapes = parameter_shapes(model_config, "these options")
+    flops = forward_flops(shapes, model_config)
     for note in notes:
         print("\n".join(textwrap.wrap(f"note: {note}", 100, break_on_hyphens=False)) + "\n")
-    print(parameter_table(sizes, model_config, dataset and dataset.tokenizer.vocab_size) + "\n")
-    print(flops_table(flops, model_config.block_size) + "\n")
-    print(
-        work_table(3 * sum(flops.values()), model_config.block_size, options, dataset) + "\n",
-        flush=True,
-    )
-    print(memory_table(model_config, options, device, dtype, ranks), flush=True)
-
-
-def timed(function, device):
-    """Seconds that it takes, with all that it has the device do."""
-    synchronize = getattr(torch, device.type).synchronize
-    synchronize()
-    began = time.perf_counter()
-    function()
-    synchronize()
-    return time.perf_counter() - began
-
-
-def measure(trainer):
-    """Print how long steps and evaluations take: real ones, of which nothing is kept. Returns 0, for no signal."""
-    options, data, model, device = trainer.options, trainer.dataset, trainer.bare, trainer.device
-    T, few = model.config.block_size, 2 * trainer.ranks.world_size
-
-    def windows(eval_iters):
-        return sum(
-            len(data.evaluation_windows(split, eval_iters, options.batch_size, T))
-            for split in data.ids
-        )
-
-    trainer.log = RunLog(options, silent=True)
-    trainer.restart_clock()
-    timed(lambda: [trainer.train_step() for _ in range(WARMUP)], device)
-    step = timed(lambda: [trainer.train_step() for _ in range(STEPS)], device) / STEPS
-    model.eval()
-    trainer.options = replace(options, eval_iters=few)
-    trainer.evaluate(model)  # which warms up
-    evaluation = (
-        timed(lambda: trainer.evaluate(model), device) * windows(options.eval_iters) / windows(few)
-    )
-    if trainer.ranks.rank == 0:
-        tokens_per_s = options.tokens_per_step(T) / step
-        flops = tokens_per_s * model.flops_per_token()
-        mfu = f", MFU {flops / trainer.peak_flops:.1%}" if trainer.peak_flops else ""
-        speed = f"{tokens_per_s:,.0f} tokens/s, {human(flops, 'FLOP/s')}{mfu}"
-        print(f"\n{STEPS} steps after {WARMUP} to warm up: {1000 * step:,.1f} ms a step, {speed}")
-        count, training = (
-            math.ceil(options.max_iters / options.eval_interval) + 1,
-            options.max_iters * step,
-        )
-        print(
-            f"the {options.max_iters:,} steps of the run: {duration(training)} without evaluations;"
-        )
-        print(
-            f"{duration(training + count * evaluation)} with its {count:,} evaluations, and without saving"
-        )
-    return 0
+    num_tokens = dataset and dataset.tokenizer.vocab_size
+    flops_per_token = 3 * sum(flops.values())
+    print(parameter_table(shapes, model_config, num_tokens), end="\n\n")
+    print(flops_table(flops, model_config.block_size), end="\n\n")
+    print(work_table(flops_per_token, model_config.block_size, config, dataset), end="\n\n")
+    sys.stdout.flush()  # counting the memory of a large model takes seconds
+    print(memory_table(model_config, config, device, dtype, dist_env), flush=True)

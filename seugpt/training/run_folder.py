@@ -1,12 +1,11 @@
-"""A run's folder: one run at a time writes into it, and what an earlier run left is moved aside."""
+"""A run's folder: one run at a time writes there; an earlier run's files are moved aside."""
 
 import itertools
-import os
-import socket
 import tempfile
 
-from seugpt.checkpoint.storage import numbered
+from seugpt.checkpoint.storage import step_checkpoints
 from seugpt.errors import ConfigError
+from seugpt.files import lock_folder
 
 RUN_FILES = (
     "latest.pt",
@@ -16,69 +15,35 @@ RUN_FILES = (
     "loss.png",
     "config.py",
     "snapshots",
+    "tensorboard",
+    "wandb_run_id",
 )
-RUN_FILES += ("tensorboard", "wandb_run_id")  # of services.py
 
 
-def open_folder(folder, resume):
-    """Make out_dir and lock it, and unless the run goes on there move an earlier run's files to a folder in it.
+def open_run_folder(folder, resume):
+    """Create out_dir and lock it; a new run moves the files of an earlier one to a subfolder.
 
-    Not those of a run that ended before its first checkpoint: it has left nothing to go on from, and its log goes on.
-    Returns the lock, to be closed at the end, and that folder or None. Raises ConfigError.
+    Those of a run that ended before its first checkpoint stay: nothing can be resumed, and its log
+    continues. Returns the lock, to be closed at the end, and the subfolder or None. Raises
+    ConfigError.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # the surest question whether it can be written
+        tempfile.TemporaryFile(dir=folder).close()  # the surest test of whether it is writable
     except OSError as error:
         raise ConfigError(
             f"out_dir={folder} cannot be written ({error.strerror}); choose another --out_dir"
         ) from None
-    lock = open_lock(folder)
-    earlier = [folder / name for name in RUN_FILES if (folder / name).exists()] + numbered(folder)
-    without = (folder / "training.log").exists() and not any(
-        path.suffix == ".pt" for path in earlier
-    )
-    if resume or not earlier or without:
+    lock = lock_folder(folder)
+    earlier = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    earlier += step_checkpoints(folder)
+    has_checkpoint = any(path.suffix == ".pt" for path in earlier)
+    ended_early = (folder / "training.log").exists() and not has_checkpoint
+    if resume or not earlier or ended_early:
         return lock, None
-    previous = next(
-        path for n in itertools.count(1) if not (path := folder / f"previous-{n}").exists()
-    )
+    numbered = (folder / f"previous-{n}" for n in itertools.count(1))
+    previous = next(path for path in numbered if not path.exists())
     previous.mkdir()
     for path in earlier:
         path.rename(previous / path.name)
     return lock, previous
-
-
-def open_lock(folder):
-    """The open file of the folder's lock. The system releases it when the process ends, however it ends.
-
-    Raises ConfigError where another run has it.
-    """
-    file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115, open for as long as the run
-    try:
-        lock_file(file)
-    except (BlockingIOError, PermissionError):  # on Windows the second one
-        file.seek(0)
-        owner = file.readline().strip() or "another process"
-        file.close()
-        raise ConfigError(
-            f"out_dir={folder} is in use: {owner} trains there. Wait for it, end it, or choose another --out_dir"
-        ) from None
-    except OSError:  # a network's file system without locks
-        return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
-
-
-def lock_file(file):
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(1 << 30)  # a byte far behind the text, which stays readable
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What the machine can do: known, measured, and written beside each result."""
+"""What a machine can do, looked up or measured, and what is recorded with each result."""
 
 import json
 import sys
@@ -7,50 +7,88 @@ from pathlib import Path
 import pytest
 import torch
 
-from seugpt.benchmark.hardware import copy_bandwidth, machine, matmul_flops, peak_flops, record
+from seugpt.benchmark import hardware
+from seugpt.benchmark.results import record
+from seugpt.training.throughput import peak_flops
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
     "name, peak",
-    [("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
-     ("NVIDIA H100 NVL", None), ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12),
-     ("NVIDIA RTX A1000", None), ("Tesla T4", 65e12), ("NVIDIA T400", None), ("NVIDIA L4", 121e12),
-     ("NVIDIA L40", None), ("NVIDIA GeForce RTX 4090", 165e12),
-     ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA A10G", None)],
-)  # fmt: skip
-def test_a_peak_is_known_or_not_named(monkeypatch, name, peak):
-    """An MFU against another card's peak is wrong (nanoGPT#182)."""
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA RTX A1000", None),
+        ("Tesla T4", 65e12),
+        ("NVIDIA T400", None),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_peak_flops_are_of_exactly_this_gpu_or_none(monkeypatch, name, peak):
+    """An MFU relative to another GPU's peak is wrong (nanoGPT#182)."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda", 0), torch.bfloat16) == peak
     assert peak_flops(torch.device("cuda", 0), torch.float32) is None
-    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+    assert peak_flops(CPU, torch.bfloat16) is None
 
 
-def test_rates_are_measured():
-    """Far from exact, but no machine that runs this is beyond these bounds."""
-    assert 1e9 < matmul_flops(CPU, torch.float32) < 1e15
-    assert 1e8 < copy_bandwidth(CPU) < 1e13
+def test_median_seconds_excludes_the_warmup(monkeypatch):
+    """With a fake clock; the warmup takes 9 seconds, the measured calls 1, 2 and 6."""
+    monkeypatch.setattr(hardware, "WARMUP", 1)
+    monkeypatch.setattr(hardware, "REPETITIONS", 3)
+    clock = iter([0, 9, 10, 11, 20, 22, 30, 36])
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
+    assert hardware.median_seconds(lambda: None) == 2
 
 
-@pytest.mark.parametrize("peer", [["--peer=/home/me/nanoGPT"], ["--peer", "../my nanoGPT"]])
-def test_a_result_says_what_it_belongs_to(workspace, monkeypatch, peer):
-    monkeypatch.setattr(sys, "argv", ["/home/me/seugpt/bench.py", "step", *peer, "--x=a b"])
+def test_matmul_flops_and_copy_bandwidth_count_their_work(monkeypatch):
+    """A product of n x n matrices has 2 n^3 FLOPs; a copy reads and writes each of its bytes."""
+
+    def half_a_second(function):
+        function()
+        return 0.5
+
+    monkeypatch.setattr(hardware, "median_seconds", half_a_second)
+    assert hardware.matmul_flops(CPU, torch.float32) == 2 * 2048**3 / 0.5
+    assert hardware.copy_bandwidth(CPU) == 2 * 4 * 2**26 / 0.5
+
+
+def recorded():
+    lines = Path("new/results.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_results_are_appended_with_their_machine(workspace):
+    """Without a file, nothing is recorded."""
     record("new/results.jsonl", CPU, ms=1.5)
     record("new/results.jsonl", CPU, ms=2.5)
-    first, second = map(
-        json.loads, Path("new/results.jsonl").read_text(encoding="utf-8").splitlines()
-    )
-    assert (
-        first["ms"] == 1.5
-        and second["ms"] == 2.5
-        and first["versions"]["torch"] == torch.__version__
-    )
-    assert first["command"] == "python bench.py step --peer=PATH_TO_NANOGPT '--x=a b'"
-    assert first["device"] == machine(CPU)["device"] and "cores" in first["device"]
-    monkeypatch.setattr(sys, "argv", ["bench.py", "step", "--peer", "transformers"])
-    record("new/results.jsonl", CPU, ms=2.5)
-    last = json.loads(Path("new/results.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    assert last["command"] == "python bench.py step --peer=transformers"
     record(None, CPU, ms=3.5)
+    assert [result["ms"] for result in recorded()] == [1.5, 2.5]
+    for result in recorded():
+        assert result["versions"]["torch"] == torch.__version__
+        assert result["device"] == hardware.machine_info(CPU)["device"]
+        assert "cores" in result["device"]
+
+
+@pytest.mark.parametrize(
+    "baseline, recorded_baseline",
+    [
+        (["--baseline=/home/me/nanoGPT"], "--baseline=PATH_TO_NANOGPT"),
+        (["--baseline", "../my nanoGPT"], "--baseline=PATH_TO_NANOGPT"),
+        (["--baseline", "transformers"], "--baseline=transformers"),
+    ],
+)
+def test_recorded_command_hides_private_paths(workspace, monkeypatch, baseline, recorded_baseline):
+    monkeypatch.setattr(sys, "argv", ["/home/me/seugpt/bench.py", "step", *baseline, "--x=a b"])
+    record("new/results.jsonl", CPU, ms=1.5)
+    assert recorded()[0]["command"] == f"python bench.py step {recorded_baseline} '--x=a b'"

@@ -1,7 +1,7 @@
-"""Weights out: what transformers loads is the same model and the same tokens, and comes back as it was."""
+"""Exported models: transformers computes the same logits, and we load the same weights again."""
 
-import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,138 +12,147 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: these tests need no n
 import transformers
 
 import export
-import prepare
 import sample
 import train
-from seugpt.checkpoint import pretrained as weights
-from seugpt.checkpoint import storage as checkpoint
-from seugpt.data.tokenizer import load_tokenizer, read_spec
+from seugpt.checkpoint.pretrained import load_for_inference, load_pretrained
+from seugpt.checkpoint.storage import load_checkpoint, save_checkpoint
+from seugpt.data.tokenizer import CharTokenizer, load_tokenizer, read_spec, train_bpe
 from tests.helpers import (
     LLAMA,
     gpt2_or_skip,
     llama2_like,
     load_with_transformers,
+    logged_values,
     save_perturbed_gpt,
 )
 
-ARCHITECTURES = {
-    "gpt2": {"bias": True}, "gpt2 untied, relu2": {"bias": True, "tie_embeddings": False, "mlp": "relu2"},
-    "gpt2 without biases": {"mlp": "gelu_exact", "mlp_hidden": 50}, "llama": {**LLAMA, "n_kv_head": 2},
-    "llama untied, biases": {**LLAMA, "bias": True, "tie_embeddings": False, "mlp_hidden": 50},
-}  # fmt: skip
 TEXT = "O menino viu a maçã — e não comeu.\n\n\tSíssifo disse: 'não!' 12345  fim\n" * 20
+ARCHITECTURES = {
+    "gpt2": {"bias": True},
+    "gpt2 untied, relu2": {"bias": True, "tie_embeddings": False, "mlp": "relu2"},
+    "gpt2 without biases": {"mlp": "gelu_exact", "mlp_hidden": 50},
+    "llama": {**LLAMA, "n_kv_head": 2},
+    "llama untied, biases": {**LLAMA, "bias": True, "tie_embeddings": False, "mlp_hidden": 50},
+}
+EXPORTS = [
+    *(("char", name) for name in ARCHITECTURES),
+    ("bpe", "gpt2"),
+    ("bpe", "llama"),
+    ("gpt2", "gpt2"),
+]
+CHARS = {"kind": "char", "chars": "abc"}
 
 
-@pytest.fixture(params=["char", "bpe", "gpt2"])
-def spec(request, workspace):
-    """The tokenizer's description of a data set of this kind."""
-    if request.param == "gpt2":
-        gpt2_or_skip()
-    Path("text.txt").write_text(TEXT, encoding="utf-8")
-    prepare.main(["text", "--input=text.txt", f"--tokenizer={request.param}", "--vocab_size=300"])
-    return read_spec("data/text/meta.json")
+def make_spec(kind):
+    """The spec of a tokenizer that can encode TEXT."""
+    if kind == "gpt2":
+        return gpt2_or_skip().spec()
+    if kind == "bpe":
+        return train_bpe([TEXT], vocab_size=300).spec()
+    return CharTokenizer("".join(sorted(set(TEXT)))).spec()
+
+
+@pytest.fixture(scope="module", params=EXPORTS, ids=lambda export: f"{export[1]}, {export[0]}")
+def exported_once(request, tmp_path_factory):
+    """(a folder with a model in out/ and its export in hf/, tokenizer spec, architecture)."""
+    kind, name = request.param
+    spec = make_spec(kind)
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        save_perturbed_gpt(spec, block_size=64, **ARCHITECTURES[name])
+        export.main(["--out_dir=out", "--to=hf"])
+    return folder, spec, name
+
+
+@pytest.fixture
+def exported(exported_once, workspace):
+    """(tokenizer spec, architecture) of the model in out/ and its export in hf/."""
+    folder, spec, name = exported_once
+    shutil.copytree(folder, workspace, dirs_exist_ok=True)
+    return spec, name
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_transformers_has_the_same_tokens_logits_and_greedy_text(spec, capsys, name):
-    ours = save_perturbed_gpt(spec, block_size=64, **ARCHITECTURES[name])
-    export.main(["--out_dir=out", "--to=hf"])
+def test_transformers_gives_the_same_tokens_logits_and_greedy_text(exported, capsys):
+    """The text comes from its pipeline on one side, from sample.py on the other."""
+    _, name = exported
     theirs, their_tokenizer = load_with_transformers("hf")
-    assert theirs.config.eos_token_id in (
-        None,
-        their_tokenizer.eos_token_id,
-    )  # GPT-2's own would be beyond a small V
-    assert (
-        len({path.stat().st_mode for path in Path("hf").iterdir()}) == 1
-    )  # safetensors wrote for the owner alone
-    assert type(theirs).__name__ == (
-        "LlamaForCausalLM" if name.startswith("llama") else "GPT2LMHeadModel"
-    )
-    tokenizer = load_tokenizer(spec)
+    is_llama = name.startswith("llama")
+    assert type(theirs).__name__ == ("LlamaForCausalLM" if is_llama else "GPT2LMHeadModel")
+    # GPT-2's own id would exceed a small vocabulary.
+    assert theirs.config.eos_token_id in (None, their_tokenizer.eos_token_id)
+
+    ours, tokenizer, _ = load_for_inference("out")
     ids = tokenizer.encode(TEXT).tolist()
-    assert their_tokenizer(TEXT)["input_ids"] == ids and their_tokenizer.decode(ids) == TEXT
+    assert their_tokenizer(TEXT)["input_ids"] == ids
+    assert their_tokenizer.decode(ids) == TEXT
     idx = torch.tensor(ids[: 64 * (len(ids) // 64)]).view(-1, 64)
     torch.testing.assert_close(theirs(idx).logits, ours(idx, idx)[0], atol=1e-4, rtol=0)
 
-    writer = transformers.pipeline("text-generation", model="hf", device="cpu")
-    greedy = writer("O menino", max_new_tokens=30, do_sample=False)[0]["generated_text"]
+    pipeline = transformers.pipeline("text-generation", model="hf", device="cpu")
+    [generated] = pipeline("O menino", max_new_tokens=30, do_sample=False)
+    options = ["--device=cpu", "--temperature=0", "--num_samples=1", "--max_new_tokens=30"]
     capsys.readouterr()
-    sample.main(
-        [
-            "--device=cpu",
-            "--temperature=0",
-            "--num_samples=1",
-            "--max_new_tokens=30",
-            "--start=O menino",
-        ]
-    )
-    assert capsys.readouterr().out == f"{greedy}\n---------------\n"
+    sample.main([*options, "--start=O menino"])
+    assert capsys.readouterr().out.startswith(f"{generated['generated_text']}\n---")
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_in_out_and_in_again_is_the_same_bit_for_bit(spec, name):
-    save_perturbed_gpt(spec, block_size=64, **ARCHITECTURES[name])
-    export.main(["--out_dir=out", "--to=first"])
-    first = weights.load("first")
-    assert first["tokenizer"] == spec
-    export.main(["--out_dir=first", "--to=second"])
-    second = weights.load("second")
-    assert (
-        second["model_config"] == first["model_config"]
-        and second["tokenizer"] == first["tokenizer"]
-    )
-    assert second["model"].keys() == first["model"].keys()
-    assert all(torch.equal(second["model"][key], tensor) for key, tensor in first["model"].items())
-    for file in Path("first").iterdir():
+def test_exporting_an_exported_model_writes_the_same_files(exported):
+    """Its weights are those of the original checkpoint, bit for bit."""
+    spec, _ = exported
+    export.main(["--init_from=hf", "--to=second"])
+    first = load_pretrained("hf")
+    second = load_pretrained("second")
+    assert first["tokenizer"] == second["tokenizer"] == spec
+    assert first["model_config"] == second["model_config"]
+    assert first["model"].keys() == second["model"].keys()
+    for file in Path("hf").iterdir():
         assert file.read_bytes() == Path("second", file.name).read_bytes(), file.name
-    original = checkpoint.load("out/best.pt")["model"]
-    assert all(torch.equal(first["model"][key], tensor) for key, tensor in original.items())
+    for name, tensor in load_checkpoint("out/best.pt")["model"].items():
+        assert torch.equal(first["model"][name], tensor), name
+        assert torch.equal(second["model"][name], tensor), name
 
 
-def test_a_foreign_tokenizer_travels_with_its_marks(workspace):
+def test_exported_files_have_the_usual_permissions(workspace):
+    """safetensors made its file readable only by its owner."""
+    save_perturbed_gpt(CHARS)
+    export.main(["--out_dir=out", "--to=hf"])
+    assert len({path.stat().st_mode for path in Path("hf").iterdir()}) == 1
+
+
+def test_hugging_face_tokenizer_is_exported_unchanged(workspace):
+    """With its end-of-text token, and the begin-of-text token in front of a prompt."""
     text = llama2_like().to_str()
     save_perturbed_gpt({"kind": "huggingface", "json": text}, block_size=64)
     export.main(["--out_dir=out", "--to=hf"])
     theirs, their_tokenizer = load_with_transformers("hf")
     assert Path("hf/tokenizer.json").read_text(encoding="utf-8") == text
-    assert (
-        their_tokenizer.eos_token == "</s>"
-        and theirs.config.eos_token_id == their_tokenizer.eos_token_id == 2
-    )
-    assert (
-        their_tokenizer("o menino")["input_ids"]
-        == load_tokenizer(read_spec("hf")).prompt("o menino").tolist()
-    )
+    assert their_tokenizer.eos_token == "</s>"
+    assert theirs.config.eos_token_id == their_tokenizer.eos_token_id == 2
+    ids = load_tokenizer(read_spec("hf")).encode_prompt("o menino").tolist()
+    assert their_tokenizer("o menino")["input_ids"] == ids
 
 
-def test_what_was_exported_trains_on(tiny, run, capsys):
-    train.main(run(max_iters=30, lr_decay_iters=30))
-    best = checkpoint.load("out/best.pt")["val_loss"]
+def test_exported_model_can_be_fine_tuned(trained, run):
+    """At step 0 its validation loss is that of the checkpoint."""
+    best = load_checkpoint("out/best.pt")["val_loss"]
     export.main(["--out_dir=out", "--to=hf"])
-    arguments = [
-        a for a in run(out_dir="on", max_iters=5, eval_only=False) if not a.startswith("--n_")
-    ]
-    train.main([*arguments, "--init_from=hf"])
-    losses = [
-        json.loads(line)
-        for line in Path("on/metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    assert losses[0]["val_loss"] == pytest.approx(best, abs=1e-5)
+    options = run(out_dir="tuned", init_from="hf", max_iters=1)
+    train.main([each for each in options if not each.startswith("--n_")])
+    assert logged_values("tuned", "val_loss")[0] == pytest.approx(best, abs=1e-5)
 
 
-def test_padding_of_the_vocabulary_is_never_spoken_by_transformers_either(spec):
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_transformers_never_generates_padding_tokens(workspace, kind):
+    """Even if the model prefers rows of the vocabulary that belong to no token."""
+    spec = make_spec(kind)
     V = load_tokenizer(spec).vocab_size
-    model = save_perturbed_gpt(spec, block_size=64, vocab_size=V + 5, tie_embeddings=False)
-    with torch.no_grad():
-        model.lm_head.weight[V:] = (
-            10 * model.lm_head.weight[V - 1]
-        )  # so that a greedy choice would often be padding
-    content = checkpoint.load("out/best.pt")
-    checkpoint.save(
-        Path("out/best.pt"),
-        {k: v for k, v in {**content, "model": model.state_dict()}.items() if k != "path"},
-    )
+    model = save_perturbed_gpt(spec, block_size=64, padding=5, tie_embeddings=False)
+    ckpt = torch.load("out/best.pt", weights_only=True)
+    with torch.no_grad():  # so that padding often has the largest logit
+        model.lm_head.weight[V:] = 10 * model.lm_head.weight[V - 1]
+    save_checkpoint("out/best.pt", {**ckpt, "model": model.state_dict()})
     export.main(["--out_dir=out", "--to=hf"])
     theirs, _ = load_with_transformers("hf")
     for seed in range(5):
@@ -151,42 +160,66 @@ def test_padding_of_the_vocabulary_is_never_spoken_by_transformers_either(spec):
         assert theirs.generate(torch.tensor([[1, 2]]), max_new_tokens=20).max() < V
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"position": "rope"}, "GPT2LMHeadModel has no position=rope; LlamaForCausalLM has no norm=layernorm, mlp=gelu"),
-    ({"n_kv_head": 1}, "GPT2LMHeadModel has no n_kv_head=1; LlamaForCausalLM has no position=learned"),
-    ({**LLAMA, "qk_norm": True}, "LlamaForCausalLM has no qk_norm=True"),
-    ({**LLAMA, "logit_softcap": 30.0}, "LlamaForCausalLM has no logit_softcap=30.0"),
-    ({"qk_norm": True, "logit_softcap": 30.0}, "GPT2LMHeadModel has no qk_norm=True, logit_softcap=30.0"),
-])  # fmt: skip
-def test_what_transformers_cannot_express_is_refused_by_name(workspace, refused, changes, words):
-    save_perturbed_gpt({"kind": "char", "chars": "abc"}, **{"block_size": 64, **changes})
-    assert words in refused(export.main, "--out_dir=out", "--to=hf")
+@pytest.mark.parametrize(
+    "architecture, gpt2_lacks, llama_lacks",
+    [
+        ({"position": "rope"}, "position=rope", "norm=layernorm, mlp=gelu"),
+        ({"n_kv_head": 1}, "n_kv_head=1", "position=learned, norm=layernorm, mlp=gelu"),
+        (
+            {**LLAMA, "qk_norm": True},
+            "position=rope, norm=rmsnorm, mlp=swiglu, qk_norm=True",
+            "qk_norm=True",
+        ),
+        (
+            {**LLAMA, "logit_softcap": 30.0},
+            "position=rope, norm=rmsnorm, mlp=swiglu, logit_softcap=30.0",
+            "logit_softcap=30.0",
+        ),
+        (
+            {"qk_norm": True, "logit_softcap": 30.0},
+            "qk_norm=True, logit_softcap=30.0",
+            "position=learned, norm=layernorm, mlp=gelu, qk_norm=True, logit_softcap=30.0",
+        ),
+    ],
+)
+def test_architecture_that_transformers_lacks_is_refused_by_name(
+    workspace, refused, architecture, gpt2_lacks, llama_lacks
+):
+    """The message lists what GPT2LMHeadModel lacks, and what LlamaForCausalLM lacks."""
+    save_perturbed_gpt(CHARS, **architecture)
+    gpt2, llama = refused(export.main, "--out_dir=out", "--to=hf").strip().split(";")
+    assert "GPT2LMHeadModel" in gpt2
+    assert gpt2.endswith(gpt2_lacks)
+    assert "LlamaForCausalLM" in llama
+    assert llama.endswith(llama_lacks)
     assert not Path("hf").exists()
 
 
-def test_a_full_disk_is_one_message_and_leaves_nothing(workspace, refused, monkeypatch):
-    """safetensors reports it as an error of its own kind: a traceback, and an empty folder."""
-    save_perturbed_gpt({"kind": "char", "chars": "abc"}, block_size=64)
+def test_full_disk_is_one_message_and_leaves_no_files(workspace, refused, monkeypatch):
+    """SafetensorError is no OSError, so there was a traceback, and an empty folder."""
+    save_perturbed_gpt(CHARS)
 
-    def full(*args):
+    def fail_with_full_disk(*args):
         raise safetensors.SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    assert (
-        "cannot write hf" in refused(export.main, "--out_dir=out", "--to=hf")
-        and not Path("hf").exists()
-    )
+    monkeypatch.setattr(safetensors.torch, "save_file", fail_with_full_disk)
+    message = refused(export.main, "--out_dir=out", "--to=hf")
+    assert str(Path("hf/model.safetensors")) in message
+    assert "No space left" in message
+    assert not Path("hf").exists()
 
 
-def test_mistakes_are_one_message_and_nothing_is_overwritten(workspace, refused):
-    assert "to= names no folder" in refused(export.main, "--out_dir=out")
-    assert "there is no checkpoint out" in refused(export.main, "--out_dir=out", "--to=hf")
-    save_perturbed_gpt({"kind": "char", "chars": "abc"}, block_size=64)
+def test_bad_target_is_refused_and_nothing_is_overwritten(workspace, refused):
+    """A missing target, a folder with a model, a run's folder, a file; or no checkpoint at all."""
+    assert "to= is missing" in refused(export.main, "--out_dir=out")
+    assert "no checkpoint out" in refused(export.main, "--out_dir=out", "--to=hf")
+    save_perturbed_gpt(CHARS)
     Path("taken").mkdir()
     Path("taken/config.json").write_text("mine")
-    assert "taken already has config.json" in refused(export.main, "--out_dir=out", "--to=taken")
+    message = refused(export.main, "--out_dir=out", "--to=taken")
+    assert "to=taken already has config.json" in message
     assert [path.name for path in Path("taken").iterdir()] == ["config.json"]
-    assert "out already has best.pt" in refused(export.main, "--out_dir=out", "--to=out")
+    assert "to=out already has best.pt" in refused(export.main, "--out_dir=out", "--to=out")
     Path("file").write_text("mine")
     assert "file" in refused(export.main, "--out_dir=out", "--to=file")
     assert Path("file").read_text() == "mine"

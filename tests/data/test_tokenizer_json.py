@@ -1,4 +1,4 @@
-"""tokenizer.json: ours written and read again, theirs run as they are."""
+"""tokenizer.json: ours written and read again, any other run by the tokenizers package."""
 
 import json
 from pathlib import Path
@@ -12,128 +12,140 @@ import prepare
 import sample
 import train
 from seugpt.data.dataset import Dataset
-from seugpt.data.tokenizer import CharTokenizer, decode, load_tokenizer, read_spec, train_bpe
-from seugpt.data.tokenizer_json import spec_of
+from seugpt.data.tokenizer import END_OF_TEXT, decode, load_tokenizer, read_spec, train_bpe
+from seugpt.data.tokenizer_json import spec_from_json
 from seugpt.errors import DataError
-from tests.helpers import TEXT, gpt2_or_skip, llama2_like, llama3_like
+from tests.helpers import TEXT, llama2_like, llama3_like
+
+external = pytest.mark.parametrize("make", [llama3_like, llama2_like])
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe", "gpt2"])
-def test_ours_comes_back_as_it_was_and_cuts_alike(kind):
-    if kind == "char":
-        ours = CharTokenizer("".join(sorted(set(TEXT))))
-    else:
-        ours = gpt2_or_skip() if kind == "gpt2" else train_bpe([TEXT * 3], 320)
-    assert spec_of(ours.json()) == ours.spec()
-    theirs = tokenizers.Tokenizer.from_str(ours.json())
-    assert theirs.encode(TEXT).ids == ours.encode(TEXT).tolist()
-    assert theirs.decode(ours.encode(TEXT).tolist(), skip_special_tokens=False) == TEXT
-    assert theirs.get_vocab_size() == ours.vocab_size
+def load_from_json(hf_tokenizer):
+    return load_tokenizer(spec_from_json(hf_tokenizer.to_str()))
 
 
-def test_ids_that_are_not_in_the_order_of_merging_stay_as_they_are():
-    """tiktoken merges the lowest id first; another order of merging would cut other tokens."""
-    content = json.loads(train_bpe([TEXT * 3], 320).json())
-    content["model"]["merges"].reverse()
-    theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
-    spec = spec_of(json.dumps(content))
-    assert (
-        spec["kind"] == "huggingface"
-        and load_tokenizer(spec).encode(TEXT).tolist() == theirs.encode(TEXT).ids
-    )
+# Our own tokenizers
 
 
-def test_the_end_of_a_text_is_one_token_in_both_forms():
+def test_our_tokenizer_json_restores_the_spec_and_encodes_alike_in_hugging_face(tokenizer):
+    text = tokenizer.to_json()
+    assert spec_from_json(text) == tokenizer.spec()
+    hf_tokenizer = tokenizers.Tokenizer.from_str(text)
+    ids = tokenizer.encode(TEXT).tolist()
+    assert hf_tokenizer.encode(TEXT).ids == ids
+    assert hf_tokenizer.decode(ids, skip_special_tokens=False) == TEXT
+    assert hf_tokenizer.get_vocab_size() == tokenizer.vocab_size
+
+
+def test_end_of_text_is_one_token_in_hugging_face_too():
     ours = train_bpe([TEXT * 3], 320)
-    text = "menino<|endoftext|>menino"
-    assert tokenizers.Tokenizer.from_str(ours.json()).encode(text).ids == ours.encode(text).tolist()
+    hf_tokenizer = tokenizers.Tokenizer.from_str(ours.to_json())
+    text = f"menino{END_OF_TEXT}menino"
+    assert hf_tokenizer.encode(text).ids == ours.encode(text).tolist()
 
 
-@pytest.mark.parametrize("make", [llama3_like, llama2_like])
-def test_another_tokenizer_is_run_as_it_is(make):
-    theirs = make()
-    spec = spec_of(theirs.to_str())
+def test_bpe_whose_merges_are_not_in_id_order_stays_with_hugging_face():
+    """tiktoken merges the lowest id first, so it would split words into other tokens."""
+    content = json.loads(train_bpe([TEXT * 3], 320).to_json())
+    content["model"]["merges"].reverse()
+    spec = spec_from_json(json.dumps(content))
+    assert spec["kind"] == "huggingface"
+    hf_tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+    assert load_tokenizer(spec).encode(TEXT).tolist() == hf_tokenizer.encode(TEXT).ids
+
+
+# External tokenizers
+
+
+@external
+def test_an_external_tokenizer_encodes_as_in_hugging_face(make):
+    hf_tokenizer = make()
+    spec = spec_from_json(hf_tokenizer.to_str())
+    assert spec["kind"] == "huggingface"
     ours = load_tokenizer(json.loads(json.dumps(spec)))
-    assert spec["kind"] == "huggingface" and ours.json() == theirs.to_str() and ours.spec() == spec
-    assert ours.prompt("o menino viu").tolist() == theirs.encode("o menino viu").ids
-    assert ours.vocab_size == theirs.get_vocab_size()
+    assert ours.to_json() == hf_tokenizer.to_str()
+    assert ours.spec() == spec
+    assert ours.vocab_size == hf_tokenizer.get_vocab_size()
+    assert ours.encode_prompt("o menino viu").tolist() == hf_tokenizer.encode("o menino viu").ids
     text = " o menino viu a maçã 🦜\n\n e não"
-    assert decode(ours, ours.encode(text)) == text
-    assert b"".join(ours.decode_bytes([i]) for i in ours.encode(text)) == text.encode()
+    ids = ours.encode(text)
+    assert decode(ours, ids) == text
+    assert b"".join(ours.decode_bytes([i]) for i in ids) == text.encode()
 
 
-@pytest.mark.parametrize("make", [llama3_like, llama2_like])
-def test_what_transformers_cuts_and_pads_is_kept_whole(make):
-    """save_pretrained writes truncation and padding into tokenizer.json: 7,000 tokens became 64."""
-    plain, cutting = make(), make()
-    cutting.enable_truncation(3)
-    cutting.enable_padding(length=50)
+@external
+def test_stored_truncation_and_padding_are_ignored(make):
+    """save_pretrained writes both into tokenizer.json, and 7,000 tokens of text became 64."""
+    hf_tokenizer = make()
+    plain = load_from_json(hf_tokenizer)
+    hf_tokenizer.enable_truncation(3)
+    hf_tokenizer.enable_padding(length=50)
+    loaded = load_from_json(hf_tokenizer)
     text = "o menino viu a maçã e não comeu"
-    expected = load_tokenizer(spec_of(plain.to_str()))
-    tokenizer = load_tokenizer(spec_of(cutting.to_str()))
-    assert tokenizer.encode(text).tolist() == expected.encode(text).tolist()
-    assert tokenizer.prompt(text).tolist() == expected.prompt(text).tolist()
+    assert loaded.encode(text).tolist() == plain.encode(text).tolist()
+    assert loaded.encode_prompt(text).tolist() == plain.encode_prompt(text).tolist()
 
 
-def test_bpe_dropout_does_not_reach_the_data():
-    theirs = llama3_like()
-    theirs.model.dropout = 0.9
-    tokenizer = load_tokenizer(spec_of(theirs.to_str()))
-    assert len({tuple(tokenizer.encode(TEXT).tolist()) for _ in range(5)}) == 1
+def test_bpe_dropout_is_ignored():
+    hf_tokenizer = llama3_like()
+    hf_tokenizer.model.dropout = 0.9
+    tokenizer = load_from_json(hf_tokenizer)
+    encodings = {tuple(tokenizer.encode(TEXT).tolist()) for _ in range(5)}
+    assert len(encodings) == 1
 
 
-def test_a_byte_level_tokenizer_with_a_blank_before_puts_none_before_a_piece():
-    theirs = llama3_like()
-    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer = load_tokenizer(spec_of(theirs.to_str()))
+def test_add_prefix_space_applies_to_prompts_only():
+    hf_tokenizer = llama3_like()
+    hf_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = load_from_json(hf_tokenizer)
     assert decode(tokenizer, tokenizer.encode("menino")) == "menino"
-    assert decode(tokenizer, tokenizer.prompt("menino")[1:]) == " menino"
+    assert decode(tokenizer, tokenizer.encode_prompt("menino")[1:]) == " menino"
 
 
-@pytest.mark.parametrize("make", [llama3_like, llama2_like])
-def test_a_long_text_in_pieces_is_the_whole_text(make):
-    """A tokenizer that puts a blank before each text must not put one before each piece."""
-    tokenizer = load_tokenizer(spec_of(make().to_str()))
-    pieces = ["o menino", " viu a maçã", " e", " não men"]
-    in_pieces = np.concatenate([tokenizer.encode(piece) for piece in pieces])
-    np.testing.assert_array_equal(in_pieces, tokenizer.encode("".join(pieces)))
+@external
+def test_encoding_in_chunks_equals_encoding_the_whole_text(make):
+    """A tokenizer that puts a blank before a text must not put one before each chunk of it."""
+    tokenizer = load_from_json(make())
+    chunks = ["o menino", " viu a maçã", " e", " não men"]
+    ids = np.concatenate([tokenizer.encode(chunk) for chunk in chunks])
+    np.testing.assert_array_equal(ids, tokenizer.encode("".join(chunks)))
 
 
-@pytest.mark.parametrize("make", [llama3_like, llama2_like])
-def test_a_data_set_is_prepared_trained_on_and_sampled_with_it(workspace, run, capsys, make):
-    Path("foreign").mkdir()
-    make().save("foreign/tokenizer.json")
+@external
+def test_prepare_train_and_sample_with_an_external_tokenizer(workspace, run, capsys, make):
+    Path("external").mkdir()
+    make().save("external/tokenizer.json")
     text = "o menino viu a maçã e não comeu\n" * 100
     Path("text.txt").write_text(text, encoding="utf-8")
-    prepare.main(["text", "--input=text.txt", "--tokenizer=foreign"])
+    prepare.main(["text", "--input=text.txt", "--tokenizer=external"])
     dataset = Dataset("data/text")
     ids = np.concatenate([dataset.ids["train"][:], dataset.ids["val"][:]])
-    assert decode(dataset.tokenizer, ids.tolist()) == text
+    assert decode(dataset.tokenizer, ids) == text
     train.main(run(dataset="text", max_iters=2))
     sample.main(["--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=o menino"])
     assert "o menino" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text, words", [
-    ("{", "JSONDecodeError|cannot take"), ("[]", "cannot take the tokenizer"), ('{"model": 1}', "no tokenizer.json"),
-    ('{"tokenizer": 1}', "not a tokenizer description"), ("null", "cannot take the tokenizer"),
-    ('{"tokenizer": {"kind": "char", "chars": ["a"]}}', "text without repetitions"),
-    ('{"tokenizer": {"kind": "char", "chars": ""}}', "text without repetitions"),
-    ('{"tokenizer": {"kind": "char", "chars": "aa"}}', "text without repetitions"),
-    ('{"tokenizer": {"kind": "bpe", "ranks": ["YQ==", "YQ=="]}}', "not a tokenizer description"),
-    ('{"tokenizer": {"kind": "bpe", "ranks": "YQ=="}}', "not a tokenizer description"),
-    ('{"tokenizer": {"kind": "huggingface", "json": "{}"}}', "not a tokenizer description|cannot read"),
-])  # fmt: skip
-def test_a_damaged_description_is_refused(workspace, text, words):
-    Path("meta.json").write_text(text)
-    with pytest.raises(DataError, match=words):
-        load_tokenizer(read_spec("meta.json"))
+def test_a_decoder_that_does_not_map_tokens_to_bytes_is_refused():
+    hf_tokenizer = llama3_like()
+    hf_tokenizer.decoder = decoders.WordPiece()
+    with pytest.raises(DataError, match=r"decoder WordPiece\b.*ByteLevel"):
+        load_from_json(hf_tokenizer)
 
 
-def test_a_decoder_that_does_not_say_which_bytes_is_refused():
-    theirs = llama3_like()
-    theirs.decoder = decoders.WordPiece()
-    with pytest.raises(
-        DataError, match="decoder WordPiece; ByteLevel and sentencepiece's are known"
-    ):
-        load_tokenizer(spec_of(theirs.to_str()))
+@pytest.mark.parametrize(
+    "content, fragment",
+    [
+        ("{", "JSONDecodeError"),
+        ("null", "TypeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError"),
+        ('{"model": 1}', "not a readable tokenizer.json"),
+    ],
+)
+def test_a_file_without_a_tokenizer_is_refused(workspace, content, fragment):
+    Path("meta.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_spec("meta.json")
+    assert "the tokenizer of meta.json" in str(error.value)
+    assert fragment in str(error.value)

@@ -1,4 +1,4 @@
-"""docs/en and docs/pt-BR are one path in two languages; what the pages of docs link to, and show, is there."""
+"""docs/en and docs/pt-BR are one course in two languages; links and plots are there."""
 
 import re
 import runpy
@@ -10,69 +10,76 @@ import pytest
 from tests.helpers import PORTUGUESE, README, ROOT, code_blocks, text_blocks, untranslated
 
 DOCS = ROOT / "docs"
-sys.path.append(str(DOCS))  # docs/pictures.py imports docs/speed.py
-PICTURES = runpy.run_path(str(DOCS / "pictures.py"))["PICTURES"]
-PATH = sorted(page.name for page in (DOCS / "en").glob("*.md"))
-ALL = [README, PORTUGUESE, *sorted(DOCS.rglob("*.md"))]
+TOOLS = DOCS / "tools"
+PAGES = sorted(page.name for page in (DOCS / "en").glob("*.md"))
+ALL_PAGES = [README, PORTUGUESE, *sorted(DOCS.rglob("*.md"))]
 
 
-def text(page):
+@pytest.fixture(scope="module")
+def plots():
+    """{file in docs/images: the visualize.py command that draws it}."""
+    sys.path.append(str(TOOLS))  # plots.py imports speed_tables.py beside it
+    try:
+        return runpy.run_path(str(TOOLS / "plots.py"))["PLOTS"]
+    finally:
+        sys.path.remove(str(TOOLS))
+
+
+def read(page):
     return page.read_text(encoding="utf-8")
 
 
-def shown(page):
-    """The pictures of a page, in order: their paths, seen from it."""
-    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text(page))
+def images(page):
+    """The images of a page, in order: their paths, relative to it."""
+    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
 
 
-def bash(page):
+def bash_blocks(page):
     return [block for language, block in code_blocks(page) if language == "bash"]
 
 
-def rows(page):
+def table_rows(page):
     """The rows of a page's tables: what a translation leaves of each cell."""
-    return [
-        [untranslated(cell) for cell in row.split(" | ")]
-        for row in text_blocks(page)
-        if row.startswith("|")
-    ]
+    rows = [block for block in text_blocks(page) if block.startswith("|")]
+    return [[untranslated(cell) for cell in row.split(" | ")] for row in rows]
 
 
 def anchors(page):
     """The names by which GitHub links to the headings of a page."""
-    headings = re.findall(r"^#+ (.*)", text(page), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)", read(page), re.MULTILINE)
     return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_both_languages_have_the_same_pages():
-    assert (
-        sorted(page.name for page in (DOCS / "pt-BR").glob("*.md")) == PATH and "README.md" in PATH
-    )
+    assert sorted(page.name for page in (DOCS / "pt-BR").glob("*.md")) == PAGES
+    assert "README.md" in PAGES
 
 
-@pytest.mark.parametrize("part", [bash, shown, rows], ids=lambda part: part.__name__)
-@pytest.mark.parametrize("name", PATH)
-def test_both_languages_have_the_same(name, part):
+@pytest.mark.parametrize("part", [bash_blocks, images, table_rows], ids=lambda part: part.__name__)
+@pytest.mark.parametrize("name", PAGES)
+def test_both_languages_have_the_same_parts(name, part):
     assert part(DOCS / "pt-BR" / name) == part(DOCS / "en" / name)
 
 
-@pytest.mark.parametrize("page", ALL, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page):
-    """A picture of docs/images also has the line of docs/pictures.py that draws it."""
-    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text(page)):
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page, plots):
+    """An image in docs/images also has a line in docs/tools/plots.py that draws it."""
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", read(page)):
         linked = page.parent / target if target else page
         assert linked.exists(), target
-        assert linked.parent.name != "images" or linked.name in PICTURES, target
+        assert linked.parent.name != "images" or linked.name in plots, target
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
-def test_every_picture_stands_on_a_page():
-    assert set(PICTURES) - {Path(picture).name for page in ALL for picture in shown(page)} == set()
+def test_every_plot_is_on_a_page(plots):
+    shown = {Path(image).name for page in ALL_PAGES for image in images(page)}
+    assert set(plots) <= shown
 
 
-@pytest.mark.parametrize("name", PATH)
-def test_a_picture_is_of_its_pages_commands(name):
-    """On the pages of the path; README.md shows the picture that a run leaves."""
-    commands = "".join(bash(DOCS / "en" / name)).splitlines()
-    for picture in shown(DOCS / "en" / name):
-        assert f"python visualize.py {PICTURES[Path(picture).name]}" in commands, picture
+@pytest.mark.parametrize("name", PAGES)
+def test_a_plot_is_drawn_by_a_command_on_its_page(name, plots):
+    """On the pages of the course; README.md shows the plot that a run leaves behind."""
+    page = DOCS / "en" / name
+    commands = "".join(bash_blocks(page)).splitlines()
+    for image in images(page):
+        assert f"python visualize.py {plots[Path(image).name]}" in commands, image

@@ -1,4 +1,4 @@
-"""The sound files of loaders.py, for the tests that damage them."""
+"""Fixtures: the intact files of loaders.py, for tests that damage them; runs without loss.png."""
 
 import shutil
 
@@ -6,28 +6,34 @@ import pytest
 
 import prepare
 import seugpt.data.tokenizer
+import train
 from seugpt.data.tokenizer import CharTokenizer
-from seugpt.plots import curves
-from tests.robustness.loaders import make_files
+from tests.robustness.loaders import write_intact_files
 
 
-@pytest.fixture(scope="module")
-def made_files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
+@pytest.fixture(autouse=True)
+def no_loss_curve(monkeypatch):
+    """Drawing loss.png takes most of the time of a short run, and no test here reads it."""
+    monkeypatch.setattr(train, "draw_loss_curve", lambda log: None)
+
+
+@pytest.fixture(scope="session")
+def intact_files_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("intact")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        make_files()
+        write_intact_files()
     return folder
 
 
 @pytest.fixture
-def sound_files(made_files, workspace, monkeypatch):
-    """The sound files in the current folder. GPT-2's vocabulary, which may have to be downloaded, is a small one."""
-    shutil.copytree(made_files, workspace, dirs_exist_ok=True)
+def intact_files(intact_files_once, workspace, monkeypatch):
+    """The current folder, with an intact file of every kind (see write_intact_files).
+
+    A small vocabulary stands in for GPT-2's, which may have to be downloaded.
+    """
+    shutil.copytree(intact_files_once, workspace, dirs_exist_ok=True)
     vocabulary = CharTokenizer("".join(chr(200 + i) for i in range(20)))
     for module in (seugpt.data.tokenizer, prepare):
         monkeypatch.setattr(module, "gpt2_tokenizer", lambda: vocabulary)
-    monkeypatch.setattr(
-        curves, "losses", lambda path, runs: None
-    )  # a tenth of a second, and not read here
     return workspace

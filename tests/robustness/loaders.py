@@ -1,4 +1,4 @@
-"""One sound file of every kind that is read, and what reads each of them as a command does."""
+"""An intact file of every kind that is read, and functions that load each as a command does."""
 
 import json
 import random
@@ -13,107 +13,152 @@ import export
 import prepare
 import sample
 import train
+from model import ModelConfig
+from seugpt.cli.config_parser import ConfigParser
 from seugpt.data.dataset import Dataset
 from seugpt.data.tokenizer import bpe_tokenizer
-from seugpt.errors import CheckpointError, ConfigError, DataError, DeviceError, TrainingError
-from seugpt.generation.decoder import Sampling
-from seugpt.plots.curves import losses, to_run
-from seugpt.training.metrics import drop_metrics_from, parsed_lines
+from seugpt.generation.sampling import SamplingParams
+from seugpt.plots.curves import plot_losses, to_run
+from seugpt.training.init_from import resolve_config
+from seugpt.training.metrics import iterate_metrics, truncate_metrics
 from tests.helpers import NanoGPT, write_token_files
+from train import TrainConfig
 
-KNOWN_ERRORS = (CheckpointError, ConfigError, DataError, DeviceError, TrainingError)
-TINY = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2, "eval_iters": 1}
+SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
+RUN = {
+    **SHAPE,
+    "position": "rope",
+    "norm": "rmsnorm",
+    "mlp": "swiglu",
+    "dropout": 0.1,
+    "dataset": "tiny",
+    "out_dir": "out",
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_iters": 2,
+    "eval_iters": 1,
+    "device": "cpu",
+    "dtype": "float32",
+}
 
 
-def make_files():
-    """One sound file of every kind, in the current folder."""
-    dice = random.Random(0)
-    text = " ".join(dice.choices("o menino viu a maçã e não comeu; \n".split(" "), k=300))
-    Path("tiny.txt").write_text(text, encoding="utf-8")
+def write_intact_files():
+    """Write an intact file of every kind to the current folder."""
+    rng = random.Random(0)
+    words = "o menino viu a maçã e não comeu; \n".split(" ")
+    Path("tiny.txt").write_text(" ".join(rng.choices(words, k=300)), encoding="utf-8")
     prepare.main(["tiny", "--input=tiny.txt"])
-    train.main([*(f"--{k}={v}" for k, v in TINY.items()), "--dataset=tiny", "--out_dir=out", "--max_iters=2",
-                "--gradient_accumulation_steps=1", "--device=cpu", "--dtype=float32", "--position=rope",
-                "--dropout=0.1", "--norm=rmsnorm", "--mlp=swiglu"])  # fmt: skip
-    V = Dataset("data/tiny").tokenizer.vocab_size
-    shape = {"block_size": 8, "vocab_size": V, "n_layer": 1, "n_head": 2, "n_embd": 8, "bias": True}
-    Path("nano").mkdir()
-    torch.save({"model": NanoGPT(**shape).state_dict(), "model_args": {**shape, "dropout": 0.0}, "iter_num": 2,
-                "best_val_loss": torch.tensor(2.5), "config": {"dataset": "tiny"}}, "nano/ckpt.pt")  # fmt: skip
+    train.main([f"--{name}={value}" for name, value in RUN.items()])
+    vocab_size = Dataset("data/tiny").tokenizer.vocab_size
+    write_nanogpt_checkpoint(vocab_size)
     export.export("out", Path("hf"))
+    write_sharded_model()
+    write_bpe_dataset()
+    write_tokenizers()
+    for name, layout in {"nanogpt": "nanoGPT", "numpy": "NumPy", "llmc": "llm.c"}.items():
+        train_ids = np.arange(100) % vocab_size
+        val_ids = np.arange(30) % vocab_size
+        write_token_files(Path("data", name), layout, train_ids, val_ids)
+    for path in [*Path().glob("*/*.pt"), *Path().glob("*/*.safetensors")]:
+        shutil.copy(path, path.with_suffix(".intact"))
+
+
+def write_nanogpt_checkpoint(vocab_size):
+    """Write nano/ckpt.pt."""
+    shape = {**SHAPE, "vocab_size": vocab_size, "bias": True}
+    ckpt = {
+        "model": NanoGPT(**shape).state_dict(),
+        "model_args": {**shape, "dropout": 0.0},
+        "iter_num": 2,
+        "best_val_loss": torch.tensor(2.5),
+        "config": {"dataset": "tiny"},
+    }
+    Path("nano").mkdir()
+    torch.save(ckpt, "nano/ckpt.pt")
+
+
+def write_sharded_model():
+    """Write sharded/: the model of hf/ as two shards and an index."""
     shutil.copytree("hf", "sharded")
     tensors = load_file("sharded/model.safetensors")
     Path("sharded/model.safetensors").unlink()
-    places = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
-    for file in set(places.values()):
-        save_file(
-            {name: tensors[name] for name in tensors if places[name] == file}, f"sharded/{file}"
-        )
-    Path("sharded/model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": places})
-    )
+    weight_map = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        part = {name: tensors[name] for name in tensors if weight_map[name] == file}
+        save_file(part, f"sharded/{file}")
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    Path("sharded/model.safetensors.index.json").write_text(index)
+
+
+def byte_pair_tokenizer():
+    return bpe_tokenizer([*(bytes([i]) for i in range(256)), b"ab", b"abc"])
+
+
+def write_bpe_dataset():
+    """Write data/ranks: data/tiny with a BPE tokenizer in its meta.json."""
     shutil.copytree("data/tiny", "data/ranks")
     meta = json.loads(Path("data/ranks/meta.json").read_text(encoding="utf-8"))
-    bpe = bpe_tokenizer([bytes([i]) for i in range(256)] + [b"ab", b"abc"])
-    spec = {"tokenizer": bpe.spec(), "vocab_size": bpe.vocab_size}
-    Path("data/ranks/meta.json").write_text(json.dumps({**meta, **spec}), encoding="utf-8")
-    for name, change in {"foreign": {"normalizer": {"type": "Lowercase"}}, "merged": {}}.items():
-        content = json.loads(
-            bpe.json()
-            if name == "merged"
-            else Path("hf/tokenizer.json").read_text(encoding="utf-8")
-        )
-        content |= (
-            {
-                "decoder": {
-                    "type": "Metaspace",
-                    "replacement": "_",
-                    "prepend_scheme": "never",
-                    "split": True,
-                }
-            }
-            if change
-            else {}
-        )
-        Path(name).mkdir()
-        Path(name, "tokenizer.json").write_text(json.dumps({**content, **change}), encoding="utf-8")
-    for name, layout in {"nanogpt": "nanoGPT", "numpy": "NumPy", "llmc": "llm.c"}.items():
-        write_token_files(Path("data", name), layout, np.arange(100) % V, np.arange(30) % V)
-    for path in [*Path().glob("*/*.pt"), *Path().glob("*/*.safetensors")]:
-        shutil.copy(path, path.with_suffix(".whole"))
+    bpe = byte_pair_tokenizer()
+    meta |= {"tokenizer": bpe.spec(), "vocab_size": bpe.vocab_size}
+    Path("data/ranks/meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def speak(source):
-    """Two tokens, as sample.py draws them."""
-    options = sample.SampleConfig(init_from=source, device="cpu", max_new_tokens=2)
-    sample.Writer(options, Sampling()).write([[0]], lambda row, text: None)
+def write_tokenizers():
+    """Write two tokenizer.json files.
+
+    our_bpe/ has one that becomes a BPETokenizer, other/ one that only the tokenizers package can
+    run.
+    """
+    other = json.loads(Path("hf/tokenizer.json").read_text(encoding="utf-8"))
+    other["normalizer"] = {"type": "Lowercase"}
+    other["decoder"] = {
+        "type": "Metaspace",
+        "replacement": "_",
+        "prepend_scheme": "never",
+        "split": True,
+    }
+    texts = {"our_bpe": byte_pair_tokenizer().to_json(), "other": json.dumps(other)}
+    for folder, text in texts.items():
+        Path(folder).mkdir()
+        Path(folder, "tokenizer.json").write_text(text, encoding="utf-8")
 
 
-def write_out(source):
-    """As export.py does."""
+# Loaders: each takes the argument that a user would give, and lets errors through.
+
+
+def generate(source):
+    """Load a model and draw two tokens, as sample.py does."""
+    config = sample.SampleConfig(init_from=source, device="cpu", max_new_tokens=2)
+    generator = sample.TextGenerator(config, SamplingParams())
+    generator.generate([[0]], lambda row, text: None)
+
+
+def export_model(source):
+    """Export a model, as export.py does."""
     shutil.rmtree("exported", ignore_errors=True)
     export.export(source, Path("exported"))
 
 
-def resume(source):
-    """One step more, as train.py makes it."""
-    given = train.Options(
-        ["--init_from=resume", "--out_dir=out", "--max_iters=3"],
-        train.ModelConfig,
-        train.TrainConfig,
-        description="",
-    )
-    train.train(*train.resolve(given))
+def run_train(*argv):
+    """Run train.py, without its conversion of errors into messages."""
+    parser = ConfigParser(ModelConfig, TrainConfig, description="")
+    train.train(*resolve_config(parser.parse(argv)))
+
+
+def resume(out_dir):
+    """Resume a run for one more step."""
+    run_train("--init_from=resume", f"--out_dir={out_dir}", "--max_iters=3")
 
 
 def fine_tune(source):
-    """As train.py with --init_from=FOLDER."""
-    words = [f"--init_from={source}", "--dataset=tiny", "--batch_size=1", "--eval_only=True", "--eval_iters=1",
-             "--gradient_accumulation_steps=1", "--device=cpu", "--out_dir=tuned"]  # fmt: skip
-    given = train.Options(words, train.ModelConfig, train.TrainConfig, description="")
-    train.train(*train.resolve(given))
+    """Load a model with train.py --init_from=SOURCE, and evaluate it once."""
+    files = (f"--init_from={source}", "--dataset=tiny", "--out_dir=tuned", "--device=cpu")
+    batch = ("--batch_size=1", "--gradient_accumulation_steps=1", "--eval_iters=1")
+    run_train(*files, *batch, "--eval_only=True")
 
 
-def take_batches(folder):
+def read_batches(folder):
+    """Read a data set, as a run does."""
     dataset = Dataset(folder)
     dataset.check(dataset.tokenizer.vocab_size, 8)
     dataset.batch("train", 0, 4, 8, 0)
@@ -121,19 +166,19 @@ def take_batches(folder):
     dataset.tokenizer.decode_bytes([0])
 
 
-def take_tokenizer(folder):
-    """As prepare.py does with --tokenizer=FOLDER."""
-    tokenizer = prepare.ready_tokenizer(folder)
+def use_tokenizer(folder):
+    """Load a tokenizer, as prepare.py --tokenizer=FOLDER does, and use it."""
+    tokenizer = prepare.existing_tokenizer(folder)
     tokenizer.decode_bytes(range(tokenizer.vocab_size))
     tokenizer.encode(getattr(tokenizer, "chars", " "))
 
 
-def read_logged(path):
-    """As a run that goes on does with its metrics."""
-    drop_metrics_from(2, Path(path))
+def read_metrics(path):
+    """Read a metrics.jsonl, as a resumed run does."""
+    truncate_metrics(Path(path), 2)
 
 
-def draw_logged(path):
-    """The same, and the picture of its next evaluation."""
-    read_logged(path)
-    losses(Path("loss.png"), [to_run("out", parsed_lines(Path(path)))])
+def plot_metrics(path):
+    """Read a metrics.jsonl as a resumed run does, and plot it as the next evaluation does."""
+    read_metrics(path)
+    plot_losses(Path("loss.png"), [to_run("out", iterate_metrics(Path(path)))])

@@ -1,312 +1,312 @@
-"""Faults in the middle of a run: what is no number, a full disk, no memory, a failing compiler, a process that dies."""
+"""Faults during a run: NaN, a full disk, no memory, a failing compiler, a killed process."""
 
+import contextlib
 import os
 import re
 import shutil
-import subprocess
-import sys
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 
-import prepare
 import train
-from seugpt.checkpoint import storage as checkpoint
-from tests.helpers import ROOT, logged_metrics, nested_equal, resume_state, torchrun
+from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint
+from tests.helpers import logged_metrics, logged_values, nested_equal, resume_state, torchrun
 from train import Trainer
+
+# NaN and infinity
 
 
 @pytest.fixture
-def poison(monkeypatch):
-    """poison(step, what): from that step on the gradient or the loss is what no optimizer may take."""
+def inject(monkeypatch):
+    """inject("loss" or "gradient", step): make it NaN or infinite from that step on."""
 
-    def call(step, what):
+    def call(quantity, step):
         backward = Trainer.backward
 
-        def poisoned(self, x, y):
+        def faulty_backward(self, x, y):
             loss = backward(self, x, y)
-            if self.step >= step:
-                if what == "loss":
-                    loss = loss * torch.nan
-                for parameter in self.bare.parameters():
-                    parameter.grad[..., :1] = torch.nan if what == "loss" else torch.inf
-            return loss
+            if self.state.step < step:
+                return loss
+            value = torch.nan if quantity == "loss" else torch.inf
+            for parameter in self.raw_model.parameters():
+                parameter.grad[..., :1] = value
+            return loss * torch.nan if quantity == "loss" else loss
 
-        monkeypatch.setattr(Trainer, "backward", poisoned)
+        monkeypatch.setattr(Trainer, "backward", faulty_backward)
 
     return call
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("log_interval", [1, 100], ids=["logged", "not logged"])
-@pytest.mark.parametrize("grad_clip", [1.0, 0.0])
-def test_what_is_no_number_never_reaches_the_weights(
-    tiny, run, poison, refused, monkeypatch, what, log_interval, grad_clip
+@pytest.mark.parametrize(
+    "quantity, log_interval, grad_clip",
+    [("loss", 1, 1.0), ("loss", 100, 0.0), ("gradient", 1, 0.0), ("gradient", 100, 1.0)],
+)
+def test_nan_and_infinity_never_reach_the_weights(
+    tiny, run, inject, refused, monkeypatch, quantity, log_interval, grad_clip
 ):
-    poison(7, what)
+    """The run stops before the optimizer step, and resuming it does not change latest.pt."""
+    inject(quantity, step=7)
     trainers = []
-    real_step = Trainer.train_step
-    monkeypatch.setattr(
-        Trainer, "train_step", lambda self: (trainers.append(self), real_step(self))
-    )
-    message = refused(
-        train.main, *run(log_interval=log_interval, grad_clip=grad_clip, optimizer="muon")
-    )
-    assert "stopped in step 7: loss " in message and "lr " in message and "torch.float32" in message
-    assert "nan" in message if what == "loss" else "length of the gradient inf" in message
-    assert "a tenth of learning_rate=0.01 and muon_lr=0.02" in message
-    assert all(parameter.isfinite().all() for parameter in trainers[-1].bare.parameters())
-    assert resume_state("out")["step"] == 5
-    before = resume_state("out")
-    with pytest.raises(SystemExit):
-        train.main(["--init_from=resume", "--out_dir=out"])
-    assert nested_equal(before, resume_state("out"))
+    train_step = Trainer.train_step
+
+    def recorded_step(self):
+        trainers.append(self)
+        train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", recorded_step)
+    options = run(log_interval=log_interval, grad_clip=grad_clip, optimizer="muon")
+    message = refused(train.main, *options)
+    assert "step 7" in message
+    assert ("loss nan" if quantity == "loss" else "gradient norm inf") in message
+    assert "torch.float32" in message
+    assert "learning_rate=0.01 and muon_lr=0.02" in message
+    assert all(parameter.isfinite().all() for parameter in trainers[-1].raw_model.parameters())
+    state = resume_state("out")
+    assert state["step"] == 5
+    refused(train.main, "--init_from=resume", "--out_dir=out")
+    assert nested_equal(resume_state("out"), state)
 
 
-def test_an_overflow_of_float16_is_no_such_fault(tiny, run, monkeypatch):
-    """GradScaler begins with a scale that is too large, on purpose, and leaves those steps out."""
+def test_float16_overflow_is_left_to_the_gradient_scaler(tiny, run, monkeypatch):
+    """A scale that is too large, as GradScaler's is at first, only skips steps until it fits."""
     grad_scaler = torch.amp.GradScaler
-    monkeypatch.setattr(
-        torch.amp, "GradScaler", lambda *a, **k: grad_scaler(*a, **k, init_scale=2.0**40)
-    )
-    train.main(run(dtype="float16", max_iters=60))
-    steps = [m for m in logged_metrics() if "loss" in m]
-    assert "grad_norm" not in steps[0] and "grad_norm" in steps[-1]
+
+    def with_large_scale(*args, **kwargs):
+        return grad_scaler(*args, **kwargs, init_scale=2.0**28)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", with_large_scale)
+    train.main(run(dtype="float16", max_iters=30, eval_interval=30))
+    steps = [line for line in logged_metrics() if "loss" in line]
+    assert "grad_norm" not in steps[0]
+    assert "grad_norm" in steps[-1]
     assert steps[-1]["loss"] < steps[0]["loss"]
 
 
-def test_a_loss_that_is_no_number_stops_a_run_in_float16_too(tiny, run, poison, refused):
-    """Its scaler would leave out every step from there on, until max_iters."""
-    poison(7, "loss")
+def test_nan_loss_stops_a_float16_run(tiny, run, inject, refused):
+    """GradScaler alone would skip every step from there to max_iters."""
+    inject("loss", step=7)
     message = refused(train.main, *run(dtype="float16"))
-    assert "stopped in step 7: loss nan" in message and "torch.float16" in message
+    assert "step 7: loss nan" in message
+    assert "torch.float16" in message
 
 
-def test_a_validation_loss_that_is_no_number_stops_the_run_before_it_is_saved(
-    tiny, run, refused, monkeypatch
-):
-    losses = iter([3.0, float("nan")])
-    monkeypatch.setattr(
-        Trainer, "evaluate", lambda self, model: {"train": 1.0, "val": next(losses)}
-    )
-    assert "stopped in step 5: validation loss nan" in refused(train.main, *run())
+def test_nan_validation_loss_stops_the_run_before_saving(tiny, run, refused, monkeypatch):
+    """The checkpoint of the previous evaluation stays."""
+
+    def mean_loss(self, model, split):
+        return float("nan") if split == "val" and self.state.step == 5 else 3.0
+
+    monkeypatch.setattr(Trainer, "mean_loss", mean_loss)
+    assert "step 5: validation loss nan" in refused(train.main, *run())
     assert resume_state("out")["step"] == 0
 
 
-FAULTY = """
+# Several processes
+
+
+FAULTY_TRAIN = """
 import os, signal
 import torch
 import train
 from model import GPT
 
-step, forward, now = train.Trainer.train_step, GPT.forward, 0
-first, rank, fault = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0", os.environ["RANK"], os.environ["FAULT"]
+train_step = train.Trainer.train_step
+forward = GPT.forward
+fault = os.environ["FAULT"]
+on_rank_1 = os.environ["RANK"] == "1"
+first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+step = 0
 
-def train_step(self):
-    global now
-    now = self.step
-    if fault == "kill" and first and now == 7 and rank == "1":
+def faulty_step(self):
+    global step
+    step = self.state.step
+    if fault == "kill" and on_rank_1 and first_attempt and step == 7:
         os.kill(os.getpid(), signal.SIGKILL)
-    step(self)
+    train_step(self)
 
-def poisoned(self, idx, targets=None, cache=None):
+def faulty_forward(self, idx, targets=None, cache=None):
     logits, loss = forward(self, idx, targets, cache)
-    return logits, loss * torch.nan if fault == "nan" and now == 7 and rank == "1" else loss
+    return logits, loss * torch.nan if fault == "nan" and on_rank_1 and step == 7 else loss
 
-train.Trainer.train_step, GPT.forward = train_step, poisoned
+train.Trainer.train_step = faulty_step
+GPT.forward = faulty_forward
+train.draw_loss_curve = lambda log: None
 train.main()
 """
 
 
 @pytest.fixture
-def faulty(tiny, monkeypatch):
-    def call(fault, *argv, **more):
-        Path("faulty.py").write_text(FAULTY, encoding="utf-8")
+def faulty_torchrun(tiny, monkeypatch):
+    """faulty_torchrun("kill", "nan" or "none", *argv): two ranks, with the fault on rank 1."""
+
+    def call(fault, *argv, restarts=0):
+        Path("faulty.py").write_text(FAULTY_TRAIN, encoding="utf-8")
         monkeypatch.setenv("FAULT", fault)
-        return torchrun(*argv, script="faulty.py", **more)
+        return torchrun(*argv, script="faulty.py", restarts=restarts)
 
     return call
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs kill -9")
-def test_after_a_rank_has_died_torchrun_and_auto_go_on_as_if_nothing_had_been(run, faulty):
-    result = faulty("kill", *run(init_from="auto", dropout=0.3), restarts=2)
+def test_killed_rank_ends_the_others_and_a_restart_loses_nothing(run, faulty_torchrun):
+    """With --max_restarts and init_from=auto the result is that of an uninterrupted run."""
+    options = {"dropout": 0.3, "max_iters": 9}
+    result = faulty_torchrun("kill", *run(**options, init_from="auto"), restarts=2)
     assert result.returncode == 0, result.stderr
-    assert "resumed from out/latest.pt at step 5" in result.stdout
-    assert faulty("none", *run(out_dir="whole", dropout=0.3)).returncode == 0
+    before, words, after = result.stderr.partition("another process of this run died")
+    assert words, result.stderr  # printed by rank 0, which was not killed
+    assert "--init_from=resume" in after
+    assert "Traceback" not in before
+    assert "out/latest.pt at step 5" in result.stdout
+    uninterrupted = faulty_torchrun("none", *run(**options, out_dir="whole"))
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
     assert nested_equal(resume_state("out"), resume_state("whole"))
-    assert [m.get("loss") for m in logged_metrics()] == [
-        m.get("loss") for m in logged_metrics("whole")
-    ]
+    assert logged_values("out", "loss") == logged_values("whole", "loss")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs kill -9")
-def test_a_rank_that_dies_does_not_leave_the_others_waiting(run, faulty):
-    result = faulty("kill", *run())
+def test_nan_on_one_rank_stops_all_ranks(run, faulty_torchrun):
+    """The message is printed once, and no rank is left waiting for another."""
+    result = faulty_torchrun("nan", *run(log_interval=100))
     assert result.returncode == 1
-    before, words, after = result.stderr.partition(
-        "faulty.py: another process of this run has died"
-    )
-    assert words and "--init_from=resume" in after and "Traceback" not in before
+    assert result.stderr.count("step 7: loss nan") == 1
+    assert "another process" not in result.stderr
     assert resume_state("out")["step"] == 5
 
 
-def test_what_is_no_number_on_one_rank_stops_all_of_them(run, faulty):
-    result = faulty("nan", *run(log_interval=100))
-    assert result.returncode == 1
-    assert (
-        result.stderr.count("stopped in step 7: loss nan") == 1
-        and "another process" not in result.stderr
-    )
-    assert resume_state("out")["step"] == 5
+# Disk, memory, compiler
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit of a file's size")
-def test_a_disk_that_fills_up_while_saving_costs_nothing(tiny, run):
-    """The system refuses what goes beyond a size, in the middle of the file."""
+@contextlib.contextmanager
+def file_size_limit(size):
+    """Make the system refuse to write beyond `size` bytes of any file."""
     import resource
 
-    train.main(run(max_iters=5))
-    before = {path.name: path.read_bytes() for path in Path("out").glob("*.pt")}
-    size = len(before["latest.pt"]) * 2 // 3
-    result = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train.py"),
-            "--init_from=resume",
-            "--out_dir=out",
-            "--max_iters=10",
-        ],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-    )
-    assert result.returncode == 2, result.stderr
-    assert (
-        "train.py: cannot write out/latest.pt: " in result.stderr and "bytes, and " in result.stderr
-    )
-    assert (
-        "free there. What was there before is untouched" in result.stderr
-        and "Traceback" not in result.stderr
-    )
-    numbers = re.search(r"needs ([\d,]+) bytes, and ([\d,]+) are free", result.stderr).groups()
-    needed, free = (int(number.replace(",", "")) for number in numbers)
-    assert size < needed < len(before["latest.pt"]) and free == pytest.approx(
-        shutil.disk_usage("out").free, rel=0.5
-    )
-    assert Path("out/latest.pt").read_bytes() == before["latest.pt"]
-    assert not [path for path in Path("out").iterdir() if path.name.endswith(".tmp")]
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10"])
-    assert resume_state("out")["step"] == 10
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("batch_size, words", [
-    (12, "--batch_size=6 --gradient_accumulation_steps=4"), (9, "--batch_size=3 --gradient_accumulation_steps=6"),
-    (7, "--batch_size=1 --gradient_accumulation_steps=14"), (1, "a smaller --block_size, --n_embd or --n_layer"),
-])  # fmt: skip
-def test_out_of_memory_is_answered_with_the_same_step_in_less(
-    tiny, run, refused, monkeypatch, batch_size, words
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot limit the size of files")
+def test_disk_full_while_saving_keeps_the_previous_checkpoint(trained, refused):
+    """The message names the file, what it needs and what is free; then the run can be resumed."""
+    resume = ["--init_from=resume", "--out_dir=out", "--max_iters=32"]
+    before = Path("out/latest.pt").read_bytes()
+    limit = len(before) * 2 // 3  # in the middle of latest.pt; best.pt is smaller
+    with file_size_limit(limit):
+        message = refused(train.main, *resume)
+    assert "out/latest.pt" in message
+    sizes = re.search(r"needs ([\d,]+) bytes, and ([\d,]+) are free", message).groups()
+    needed, free = (int(size.replace(",", "")) for size in sizes)
+    assert limit < needed < len(before)
+    assert free == pytest.approx(shutil.disk_usage("out").free, rel=0.5)
+    assert Path("out/latest.pt").read_bytes() == before
+    assert not list(Path("out").glob(".*.tmp"))
+    train.main(resume)
+    assert resume_state("out")["step"] == 32
+
+
+@pytest.mark.parametrize(
+    "batch_size, advice",
+    [
+        (12, "--batch_size=6 --gradient_accumulation_steps=4"),
+        (9, "--batch_size=3 --gradient_accumulation_steps=6"),
+        (7, "--batch_size=1 --gradient_accumulation_steps=14"),
+        (1, "--block_size, --n_embd or --n_layer"),
+    ],
+)
+def test_out_of_memory_suggests_an_equal_step_with_less_memory(
+    tiny, run, refused, monkeypatch, batch_size, advice
 ):
     def out_of_memory(self, x, y):
         torch.empty(2**62)
 
     monkeypatch.setattr(Trainer, "backward", out_of_memory)
     message = refused(train.main, *run(batch_size=batch_size))
-    assert ": out of memory: " in message and words in message
+    assert "out of memory" in message
+    assert advice in message
 
 
-@pytest.mark.parametrize("when", ["compiling", "running"])
-def test_a_compiler_that_fails_costs_a_line_and_not_the_run(tiny, run, capsys, monkeypatch, when):
-    def backend(graph, inputs):
-        if when == "compiling":
-            raise OSError("no C compiler")
+def test_failing_compiler_leaves_the_run_uncompiled(tiny, run, capsys, monkeypatch):
+    """Whether compiling or the first call fails, the weights are those of an eager run."""
 
-        def call(*arguments):
-            raise OSError("no C compiler")
+    def fail(*args):
+        raise OSError("no C compiler")
 
-        return call
-
-    compile = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile(self, backend=backend))
-    train.main(run(compile=True))
-    assert "torch.compile failed, so the model runs uncompiled: " in (
-        out := capsys.readouterr().out
-    )
-    assert "no C compiler" in out
-    train.main(run(out_dir="eager"))
-    assert nested_equal(resume_state("out")["model"], resume_state("eager")["model"])
+    module_compile = torch.nn.Module.compile
+    train.main(run(out_dir="eager", max_iters=2))
+    for when, backend in (("compiling", fail), ("running", lambda graph, inputs: fail)):
+        torch._dynamo.reset()
+        faulty_compile = partialmethod(module_compile, backend=backend)
+        monkeypatch.setattr(torch.nn.Module, "compile", faulty_compile)
+        capsys.readouterr()
+        train.main(run(out_dir=when, max_iters=2, compile=True))
+        assert re.search("uncompiled: .*no C compiler", capsys.readouterr().out)
+        assert nested_equal(resume_state(when)["model"], resume_state("eager")["model"])
 
 
-def test_validation_that_rises_is_said_and_patience_ends_the_run(tiny, run, capsys):
-    """A text of 600 characters, learned by heart."""
-    text = Path("tiny.txt").read_text(encoding="utf-8")
-    Path("tiny.txt").write_text(text[:600], encoding="utf-8")
-    prepare.main(["tiny", "--input=tiny.txt"])
-    options = {
-        "max_iters": 400,
-        "eval_interval": 20,
-        "eval_iters": 0,
-        "decay_lr": False,
-        "n_layer": 1,
-    }
-    train.main(run(**options, log_interval=400))
+# What a run itself watches
+
+
+def test_rising_validation_loss_is_noted_once_and_patience_ends_the_run(
+    tiny, run, capsys, monkeypatch
+):
+    """The validation loss is lowest at step 2."""
+
+    def mean_loss(self, model, split):
+        return 2.0 + 0.1 * abs(self.state.step - 2)
+
+    monkeypatch.setattr(Trainer, "mean_loss", mean_loss)
+    options = {"max_iters": 7, "eval_interval": 1}
+    train.main(run(**options))
     out = capsys.readouterr().out
-    losses = {m["step"]: m["val_loss"] for m in logged_metrics() if "val_loss" in m}
-    best = min(losses, key=losses.get)
-    note = f"note: no better since step {best}, where the validation loss was {losses[best]:.4f}"
-    assert out.count(note) == 1 and max(losses) > best + 60  # and not again at the fourth
-    train.main(run(**options, log_interval=400, out_dir="patient", patience=3))
-    assert "patience=3 ended the run at step " in capsys.readouterr().out
-    stopped = resume_state("patient")
-    losses = {m["step"]: m["val_loss"] for m in logged_metrics("patient") if "val_loss" in m}
-    assert stopped["step"] == min(losses, key=losses.get) + 60 < 400
-    assert checkpoint.load("patient/best.pt")["step"] == stopped["step"] - 60
-    train.main(["--init_from=resume", "--out_dir=patient"])
-    assert resume_state("patient")["step"] == stopped["step"]  # it is still out of patience
-    train.main(
-        [
-            "--init_from=resume",
-            "--out_dir=patient",
-            "--patience=0",
-            f"--max_iters={stopped['step'] + 20}",
-        ]
-    )
-    assert resume_state("patient")["step"] == stopped["step"] + 20
-    assert f", at step {stopped['step'] - 60}; the curves" in capsys.readouterr().out
+    assert len(re.findall("note: .*since step 2, .*2.0000", out)) == 1  # not again at step 6
+
+    train.main(run(**options, out_dir="patient", patience=3))
+    assert "step 5 of 7 by patience=3" in capsys.readouterr().out
+    assert resume_state("patient")["step"] == 5
+    assert load_checkpoint("patient/best.pt")["step"] == 2
+    resume = ["--init_from=resume", "--out_dir=patient"]
+    train.main(resume)
+    assert resume_state("patient")["step"] == 5  # still out of patience
+    capsys.readouterr()
+    train.main([*resume, "--patience=0", "--max_iters=6"])
+    assert resume_state("patient")["step"] == 6
+    assert "2.0000 at step 2" in capsys.readouterr().out
 
 
-def test_only_the_newest_checkpoints_are_kept(tiny, run):
-    train.main(run(max_iters=30, keep_checkpoints=2))
-    assert sorted(p.name for p in Path("out").glob("step-*")) == [
-        "step-00000025.pt",
-        "step-00000030.pt",
-    ]
-    assert nested_equal(
-        checkpoint.load("out/step-00000030.pt")["model"], resume_state("out")["model"]
-    )
-    assert checkpoint.load("out/step-00000025.pt", checkpoint.TO_RESUME)["step"] == 25
+def test_keep_last_keeps_the_newest_numbered_checkpoints(tiny, run):
+    """Each of them is a complete copy of latest.pt, and can be resumed."""
+    train.main(run(max_iters=3, eval_interval=1, keep_last=2))
+    names = sorted(path.name for path in Path("out").glob("step-*"))
+    assert names == ["step-00000002.pt", "step-00000003.pt"]
+    last = load_checkpoint("out/step-00000003.pt")
+    assert nested_equal(last["model"], resume_state("out")["model"])
+    assert load_checkpoint("out/step-00000002.pt", RESUME_KEYS)["step"] == 2
 
 
-def test_clipped_steps_are_counted(tiny, run):
-    train.main(run(grad_clip=1e-3, log_interval=4))
-    assert [m["clipped"] for m in logged_metrics() if "loss" in m] == [1, 4, 4]
-    train.main(run(grad_clip=0.0, out_dir="free"))
-    steps = [m for m in logged_metrics("free") if "loss" in m]
-    assert {m["clipped"] for m in steps} == {0} and all(m["grad_norm"] > 0 for m in steps)
+def test_clipped_steps_are_counted_between_logged_steps(tiny, run):
+    """grad_clip=0 disables clipping; the gradient norm is logged all the same."""
+    train.main(run(grad_clip=1e-3, log_interval=4, eval_interval=10))
+    assert logged_values("out", "num_clipped_steps") == [1, 4, 4]
+    train.main(run(grad_clip=0.0, out_dir="free", max_iters=3))
+    assert logged_values("free", "num_clipped_steps") == [0, 0, 0]
+    assert all(norm > 0 for norm in logged_values("free", "grad_norm"))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_seed_gives_the_same_run_bit_for_bit(tiny, run, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_equal_seeds_give_equal_runs_bit_for_bit(tiny, run, num_threads):
+    """Weights, optimizer state, random generators and logged losses are equal."""
+    num_threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
     try:
         for name in ("one", "two"):
-            train.main(run(out_dir=name, dropout=0.2, n_embd=64, batch_size=16))
+            train.main(run(out_dir=name, dropout=0.2, n_embd=64, batch_size=16, eval_interval=10))
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads_before)
     assert nested_equal(resume_state("one"), resume_state("two"))
-    assert [m.get("loss") for m in logged_metrics("one")] == [
-        m.get("loss") for m in logged_metrics("two")
-    ]
+    assert logged_values("one", "loss") == logged_values("two", "loss")

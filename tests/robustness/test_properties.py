@@ -1,4 +1,7 @@
-"""What must hold for any input: options survive their file and their command line, texts survive their tokens."""
+"""Property-based tests: configs and texts survive every round trip, and no input crashes.
+
+A config goes through its config file or command line and back, a text through its tokens.
+"""
 
 import typing
 from dataclasses import dataclass, fields
@@ -10,225 +13,226 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model import ModelConfig
-from seugpt.cli.options import Options, to_source
-from seugpt.cli.values import option_types
+from seugpt.cli.config_parser import parse_configs, to_source
+from seugpt.cli.values import options_of
 from seugpt.data.tokenizer import CharTokenizer, decode, load_tokenizer, train_bpe
-from seugpt.data.tokenizer_json import END_OF_TEXT, spec_of
+from seugpt.data.tokenizer_json import END_OF_TEXT, spec_from_json
 from seugpt.errors import ConfigError
-from seugpt.generation.decoder import Sampling, TextStream
-from tests.helpers import TEXT, llama2_like, llama3_like
+from seugpt.generation.sampling import SamplingParams
+from seugpt.generation.text_stream import TextStream
+from tests.helpers import TEXT, llama2_like, llama3_like, train_configs
 from train import TrainConfig
 
-# The same examples in every run, and no folder that remembers them.
-any_input = settings(
-    derandomize=True,
-    database=None,
+property_test = settings(
+    max_examples=100,
+    derandomize=True,  # the same examples in every run
+    database=None,  # hypothesis would write failures to the current folder
     deadline=None,
-    max_examples=200,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-texts = st.text(st.characters(codec="utf-8"))  # all of Unicode, and no halves of characters
-# What an argument or a file's name can hold: bytes that are no UTF-8 are lone surrogates in Python.
-words = st.text(
-    st.characters(codec="utf-8", exclude_characters="\0")
-    | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=["Cs"])
-)
+texts = st.text(st.characters(codec="utf-8"))  # all of Unicode except surrogates
+any_text = st.text(st.characters(exclude_categories=()))  # including zero bytes and surrogates
+# What an argument or a file name can contain: Python decodes bytes that are not UTF-8 to lone
+# surrogates.
+undecodable = st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=["Cs"])
+arguments = st.text(st.characters(codec="utf-8", exclude_characters="\0") | undecodable)
+
+
+# Options
 
 
 @dataclass(frozen=True)
-class Anything:
-    """An option of each type, with no limits of its own."""
+class ExampleConfig:
+    """One option of each type, without limits."""
 
-    size: Annotated[int, "how many"] = 3
-    rate: Annotated[float, "how fast"] = 0.5
-    name: Annotated[str, "what 100% of people call it"] = "x"
-    flag: Annotated[bool, "whether"] = False
-    mode: Annotated[bool | Literal["auto"], "which"] = "auto"
-    kind: Annotated[Literal["left", "right"], "of them"] = "left"
-    limit: Annotated[int | None, "how far"] = None
-    stop: Annotated[tuple[str, ...], "where"] = ()
+    count: Annotated[int, "an integer"] = 3
+    rate: Annotated[float, "a number"] = 0.5
+    name: Annotated[str, "100% text"] = "x"
+    flag: Annotated[bool, "a switch"] = False
+    mode: Annotated[bool | Literal["auto"], "a switch with a default"] = "auto"
+    side: Annotated[Literal["left", "right"], "a choice"] = "left"
+    limit: Annotated[int | None, "an integer, or none"] = None
+    stop: Annotated[tuple[str, ...], "several texts"] = ()
 
 
-def values(kind, positive):
-    """Values of an option's type; positive: those that an option with limits takes, too."""
-    parts, origin, limits = (
-        typing.get_args(kind),
-        typing.get_origin(kind),
-        (0, 1) if positive else (None, None),
-    )
+def values_of(option_type, positive):
+    """A strategy for values of an option's type; `positive`: that every limit accepts."""
+    origin = typing.get_origin(option_type)
+    parts = typing.get_args(option_type)
     if origin is Literal:
         return st.sampled_from(parts)
     if origin is tuple:
-        return st.lists(words).map(tuple)
+        return st.lists(arguments).map(tuple)
     if parts:
-        return st.one_of(*(values(part, positive) for part in parts))
-    return {
-        int: st.integers(1 if positive else -(2**53), 2**53),
-        float: st.floats(
-            *limits,
-            exclude_min=positive,
-            exclude_max=positive,
-            allow_nan=False,
-            allow_infinity=False,
-        ),
-        bool: st.booleans(),
-        str: words.filter(len) if positive else words,
-        type(None): st.none(),
-    }[kind]
+        return st.one_of(*(values_of(part, positive) for part in parts))
+    if option_type is int:
+        return st.integers(1 if positive else -(2**53), 2**53)
+    if option_type is float:
+        fraction = st.floats(0, 1, exclude_min=True, exclude_max=True)
+        return fraction if positive else st.floats(allow_nan=False, allow_infinity=False)
+    if option_type is str:
+        return arguments.filter(len) if positive else arguments
+    return {bool: st.booleans(), type(None): st.none()}[option_type]
 
 
-def instances(cls, positive):
-    return st.builds(
-        cls, **{name: values(kind, positive) for name, (kind, _) in option_types(cls).items()}
-    )
+def instances_of(cls, positive):
+    """A strategy for instances of a config dataclass."""
+    options = options_of(cls).items()
+    return st.builds(cls, **{name: values_of(option.type, positive) for name, option in options})
 
 
 configs = st.one_of(
-    instances(Anything, False), instances(TrainConfig, True), instances(Sampling, True)
+    instances_of(ExampleConfig, positive=False),
+    instances_of(TrainConfig, positive=True),
+    instances_of(SamplingParams, positive=True),
 )
+option_names = st.sampled_from([*options_of(ModelConfig), *options_of(TrainConfig)])
 
 
-def parsed(cls, *argv):
-    (result,) = Options(list(argv), cls, description="Test.").build()
-    return result
+def parse(cls, *argv):
+    [config] = parse_configs(list(argv), cls, description="Test.")
+    return config
 
 
-@any_input
+@property_test
 @given(config=configs)
-def test_a_config_survives_the_file_that_is_written_of_it(workspace, config):
+def test_config_survives_its_config_file(workspace, config):
     Path("again.py").write_text(to_source(config), encoding="utf-8")
-    assert parsed(type(config), "again.py") == config
+    assert parse(type(config), "again.py") == config
 
 
-@any_input
-@given(config=configs, two_words=st.booleans())
-def test_a_config_survives_its_command_line(workspace, config, two_words):
+@property_test
+@given(config=configs, as_two_arguments=st.booleans())
+def test_config_survives_its_command_line(workspace, config, as_two_arguments):
+    """As --key=value, and as --key value where the value does not look like an option."""
     argv = []
     for field in fields(config):
         value = getattr(config, field.name)
         for text in value if isinstance(value, tuple) else [str(value)]:
-            together = text.startswith("-") or not two_words
-            argv += [f"--{field.name}={text}"] if together else [f"--{field.name}", text]
-    assert parsed(type(config), *argv) == config
+            if as_two_arguments and not text.startswith("-"):
+                argv += [f"--{field.name}", text]
+            else:
+                argv.append(f"--{field.name}={text}")
+    assert parse(type(config), *argv) == config
 
 
-any_text = st.text(st.characters(exclude_categories=()))  # with zero bytes and all surrogates
-names = st.sampled_from([*option_types(ModelConfig), *option_types(TrainConfig)])
-odd = [
-    "--",
-    "-",
-    "-h",
-    "--help",
-    "--help=3",
-    "--=",
-    "=",
-    "-1",
-    "--n_layer=1e999",
-    "--n_embd=-1",
-    "--seed=" + "9" * 5000,
-]
-arguments = st.one_of(
-    any_text,
-    words,
-    st.builds("--{}={}".format, names, words),
-    st.builds("--{}".format, names | words),
-    st.sampled_from(odd),
+ODD_ARGUMENTS = "-- - -h --help --help=3 --= = -1 --n_layer=1e999 --n_embd=-1".split()
+ODD_ARGUMENTS.append("--seed=" + "9" * 5000)
+command_lines = st.lists(
+    st.one_of(
+        any_text,
+        arguments,
+        st.builds("--{}={}".format, option_names, arguments),
+        st.builds("--{}".format, option_names | arguments),
+        st.sampled_from(ODD_ARGUMENTS),
+    ),
+    max_size=6,
 )
 
 
-@any_input
-@given(argv=st.lists(arguments, max_size=6))
-def test_any_arguments_are_options_or_a_message(workspace, capsys, argv):
+@property_test
+@given(argv=command_lines)
+def test_any_command_line_gives_configs_or_a_config_error(workspace, capsys, argv):
     try:
-        model_config, options = Options(argv, ModelConfig, TrainConfig, description="Test.").build()
+        model_config, config = train_configs(argv)
     except ConfigError as error:
         assert str(error)
     except SystemExit as exit:
         assert exit.code == 0  # --help
     else:
-        assert isinstance(model_config, ModelConfig) and isinstance(options, TrainConfig)
+        assert isinstance(model_config, ModelConfig)
+        assert isinstance(config, TrainConfig)
 
 
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), any_text, st.binary()
-)
+numbers = st.one_of(st.integers(), st.just(10**400), st.floats())
+scalars = st.one_of(st.none(), st.booleans(), numbers, any_text, st.binary())
 objects = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(scalars, inner) | st.tuples(inner)
 )
 
 
-@any_input
-@given(name=names, value=objects)
-def test_a_config_file_with_any_value_is_options_or_a_message(workspace, name, value):
-    lines = "nan, inf = float('nan'), float('inf')", f"{name} = {value!r}", "del nan, inf"
+@property_test
+@given(name=option_names, value=objects)
+def test_any_value_in_a_config_file_is_accepted_or_a_config_error(workspace, name, value):
+    """The error names the option."""
+    lines = ["nan = float('nan')", "inf = float('inf')", f"{name} = {value!r}", "del nan, inf"]
     Path("any.py").write_text("\n".join(lines), encoding="utf-8")
     try:
-        Options(["any.py"], ModelConfig, TrainConfig, description="Test.").build()
+        train_configs(["any.py"])
     except ConfigError as error:
         assert name in str(error)
 
 
+# Texts
+
+
 @pytest.fixture(scope="module")
 def tokenizers():
-    """Those for any text: trained here; from its own tokenizer.json; byte-level and sentencepiece's, run as is."""
+    """{name: tokenizer} of tokenizers that can encode any text.
+
+    One is trained here, one is the same from its tokenizer.json; two run in the tokenizers package.
+    """
     bpe = train_bpe([TEXT * 3], 320)
-    specs = {"bpe": bpe.spec(), "ours from JSON": spec_of(bpe.json())}
-    specs |= {
-        "llama 3": spec_of(llama3_like().to_str()),
-        "llama 2": spec_of(llama2_like().to_str()),
+    specs = {
+        "bpe": bpe.spec(),
+        "bpe from JSON": spec_from_json(bpe.to_json()),
+        "Llama 3": spec_from_json(llama3_like().to_str()),
+        "Llama 2": spec_from_json(llama2_like().to_str()),
     }
-    assert [spec["kind"] for spec in specs.values()] == ["bpe", "bpe", "huggingface", "huggingface"]
+    kinds = [spec["kind"] for spec in specs.values()]
+    assert kinds == ["bpe", "bpe", "huggingface", "huggingface"]
     return {name: load_tokenizer(spec) for name, spec in specs.items()}
 
 
-pieces = st.lists(
-    st.sampled_from(
-        [END_OF_TEXT, " ", "\n", "maçã", "'ll", "<s>", "<0x41>", "\u0301", "👩‍👩‍👧", "\r\n"]
-    )
-    | texts
-)
+def streamed(tokenizer, ids, stop_sequences=()):
+    """The text that a TextStream shows for a list of ids."""
+    stream = TextStream(tokenizer, stop_sequences)
+    parts = [stream.feed(token, last=n == len(ids)) for n, token in enumerate(ids, start=1)]
+    return "".join(parts)
 
 
-@any_input
-@given(text=pieces.map("".join))
-def test_any_text_survives_its_tokens(tokenizers, text):
+TRICKY_PARTS = [END_OF_TEXT, " ", "\n", "maçã", "'ll", "<s>", "<0x41>"]
+TRICKY_PARTS += ["\u0301", "👩‍👩‍👧", "\r\n"]
+
+
+@property_test
+@given(parts=st.lists(st.sampled_from(TRICKY_PARTS) | texts))
+def test_any_text_survives_bpe_tokens(tokenizers, parts):
+    """Decoded at once or as a stream."""
     for name, tokenizer in tokenizers.items():
-        if name == "llama 2":
-            text = text.replace("\u2581", "")  # sentencepiece's own sign for a blank
+        text = "".join(parts)
+        if name == "Llama 2":
+            text = text.replace("\u2581", "")  # sentencepiece's character for a space
         ids = tokenizer.encode(text)
         assert decode(tokenizer, ids) == text, name
         assert streamed(tokenizer, ids.tolist()) == text, name
 
 
-@any_input
+@property_test
 @given(chars=st.sets(st.characters(codec="utf-8"), min_size=1), data=st.data())
-def test_a_text_survives_in_its_own_characters(chars, data):
+def test_text_survives_character_tokens(chars, data):
     tokenizer = CharTokenizer("".join(sorted(chars)))
     text = data.draw(st.text(st.sampled_from(sorted(chars))))
     ids = tokenizer.encode(text)
-    assert len(ids) == len(text) and decode(tokenizer, ids) == text == streamed(
-        tokenizer, ids.tolist()
-    )
-    assert load_tokenizer(spec_of(tokenizer.json())).chars == tokenizer.chars
+    assert len(ids) == len(text)
+    assert decode(tokenizer, ids) == text
+    assert streamed(tokenizer, ids.tolist()) == text
+    assert load_tokenizer(spec_from_json(tokenizer.to_json())).chars == tokenizer.chars
 
 
-def streamed(tokenizer, ids, stop=()):
-    stream = TextStream(tokenizer, stop)
-    return "".join(
-        stream.feed(token, last=number == len(ids)) for number, token in enumerate(ids, start=1)
-    )
-
-
-@any_input
+@property_test
 @given(data=st.data())
-def test_a_stream_shows_what_decoding_at_once_shows(tokenizers, data):
-    """For any tokens: a model may write bytes that are no UTF-8. A stop text ends the stream where it begins."""
+def test_stream_shows_the_same_text_as_decoding_at_once(tokenizers, data):
+    """For any tokens, as a model may produce bytes that are not UTF-8.
+
+    The stream ends in front of a stop sequence.
+    """
     for name, tokenizer in tokenizers.items():
         ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1)), label=name)
         text = decode(tokenizer, ids)
         assert streamed(tokenizer, ids) == text
-        start = data.draw(st.integers(0, len(text)), label="start of the stop text")
-        stop = text[start : start + data.draw(st.integers(1, 4), label="its length")]
-        assert streamed(tokenizer, ids, (stop,) if stop else ()) == (
-            text.partition(stop)[0] if stop else text
-        )
+        start = data.draw(st.integers(0, len(text)), label="start of the stop sequence")
+        length = data.draw(st.integers(1, 4), label="length of the stop sequence")
+        stop = text[start : start + length]
+        expected = text.partition(stop)[0] if stop else text
+        assert streamed(tokenizer, ids, (stop,) if stop else ()) == expected

@@ -1,4 +1,4 @@
-"""What only a GPU can show: python -m pytest -m cuda. Captured decoding is with the other decoding."""
+"""Training on a GPU: python -m pytest -m cuda. Captured decoding is tested in tests/generation."""
 
 import math
 from pathlib import Path
@@ -10,11 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import train
 from model import GPT, ModelConfig
-from seugpt.checkpoint import storage as checkpoint
-from seugpt.cli.options import Options
-from seugpt.training.metrics import read_metrics
+from seugpt.checkpoint.storage import load_checkpoint
 from seugpt.training.report import count_memory
-from train import TrainConfig
+from tests.helpers import logged_values, train_configs
 
 pytestmark = [
     pytest.mark.cuda,
@@ -22,55 +20,54 @@ pytestmark = [
 ]
 
 
-def losses(out_dir):
-    return [m["loss"] for m in read_metrics(Path(out_dir, "metrics.jsonl"))[0] if "loss" in m]
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_it_learns_in_each_number_format(tiny, run, dtype, compiled, optimizer):
-    options = {
-        "device": "cuda",
-        "dtype": dtype,
-        "compile": compiled,
-        "optimizer": optimizer,
-        "max_iters": 60,
-    }
-    train.main(run(**options, lr_decay_iters=60, position="rope", tie_embeddings=False))
-    assert "torch.compile failed" not in Path("out", "training.log").read_text(encoding="utf-8")
-    content = checkpoint.load("out/best.pt")
-    assert content["step"] > 0 and content["val_loss"] < 2.0  # of ln(14) = 2.64
-    assert losses("out")[-1] < 0.7 * losses("out")[0] and all(map(math.isfinite, losses("out")))
+def test_training_learns_in_each_dtype(tiny, run, dtype, compiled, optimizer):
+    options = {"device": "cuda", "dtype": dtype, "compile": compiled, "optimizer": optimizer}
+    options |= {"max_iters": 60, "lr_decay_iters": 60, "position": "rope", "tie_embeddings": False}
+    train.main(run(**options))
+    assert "torch.compile failed" not in Path("out/training.log").read_text(encoding="utf-8")
+    ckpt = load_checkpoint("out/best.pt")
+    assert ckpt["step"] > 0
+    assert ckpt["val_loss"] < 2.0  # ln(14) = 2.64 before training
+    losses = logged_values("out", "loss")
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(map(math.isfinite, losses))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_first_losses_are_the_cpus(tiny, run, dtype):
+def test_first_losses_equal_those_of_the_cpu(tiny, run, dtype):
     train.main(run(out_dir="cpu", max_iters=5))
     train.main(run(out_dir="gpu", max_iters=5, device="cuda", dtype=dtype))
-    assert losses("gpu") == pytest.approx(losses("cpu"), rel=0.02)
+    assert logged_values("gpu", "loss") == pytest.approx(logged_values("cpu", "loss"), rel=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_goes_on(tiny, run, optimizer):
+def test_resumed_run_repeats_the_losses_of_an_uninterrupted_one(tiny, run, resume, optimizer):
+    """Up to rounding: CUDA kernels may add in a different order."""
     options = {"device": "cuda", "dropout": 0.2, "optimizer": optimizer}
     train.main(run(out_dir="whole", max_iters=10, **options))
     train.main(run(out_dir="parts", max_iters=5, **options))
-    train.main(["--init_from=resume", "--out_dir=parts", "--max_iters=10"])
-    assert losses("parts") == pytest.approx(losses("whole"), rel=1e-2)
-    assert checkpoint.load("parts/latest.pt")["step"] == 10
+    train.main(resume(out_dir="parts", max_iters=10))
+    losses = logged_values("parts", "loss")
+    assert losses == pytest.approx(logged_values("whole", "loss"), rel=1e-2)
+    assert load_checkpoint("parts/latest.pt")["step"] == 10
 
 
-def test_one_rank_on_nccl_has_the_gradients_of_none(tmp_path):
+def test_ddp_on_nccl_keeps_the_gradients(tmp_path):
+    """One rank in DDP has the gradients of the model without it."""
     if not dist.is_nccl_available():
         pytest.skip("this torch has no NCCL")
     torch.manual_seed(0)
     model = GPT(ModelConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16)).cuda()
     x, y = torch.randint(11, (2, 4, 8), device="cuda")
-    expected = torch.autograd.grad(model(x, y)[1], list(model.parameters()))
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    _, loss = model(x, y)
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        DistributedDataParallel(model, device_ids=[0])(x, y)[1].backward()
+        _, loss = DistributedDataParallel(model, device_ids=[0])(x, y)
+        loss.backward()
         torch.testing.assert_close([p.grad for p in model.parameters()], list(expected))
     finally:
         dist.destroy_process_group()
@@ -79,41 +76,20 @@ def test_one_rank_on_nccl_has_the_gradients_of_none(tmp_path):
 @pytest.mark.parametrize(
     "dtype, optimizer", [("float32", "adamw"), ("bfloat16", "adamw"), ("bfloat16", "muon")]
 )
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_reported_memory_is_what_a_run_allocates(tiny, run, dtype, optimizer, accumulation):
-    """Within a fifth: kernels and torch's allocator take some of their own."""
-    shape = {
-        "n_layer": 4,
-        "n_head": 8,
-        "n_embd": 512,
-        "block_size": 256,
-        "vocab_size": 8000,
-        "batch_size": 16,
-    }
-    shape |= {
-        "gradient_accumulation_steps": accumulation,
-        "position": "rope",
-        "mlp": "swiglu",
-        "dropout": 0.1,
-    }
-    argv = run(
-        device="cuda",
-        dtype=dtype,
-        optimizer=optimizer,
-        max_iters=2,
-        eval_interval=100,
-        eval_iters=1,
-        **shape,
-    )
-    config, options = Options(argv, ModelConfig, TrainConfig, description="").build()
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_reported_memory_is_what_a_run_allocates(tiny, run, dtype, optimizer, accumulation_steps):
+    """Within a fifth: kernels and torch's allocator need some of their own."""
+    shape = {"n_layer": 4, "n_head": 8, "n_embd": 512, "block_size": 256, "vocab_size": 8000}
+    shape |= {"position": "rope", "mlp": "swiglu", "dropout": 0.1}
+    options = {"device": "cuda", "dtype": dtype, "optimizer": optimizer, "batch_size": 16}
+    options |= {"gradient_accumulation_steps": accumulation_steps, "max_iters": 2}
+    argv = run(**shape, **options, eval_interval=100, eval_iters=1)
+    model_config, config = train_configs(argv)
     device = torch.device("cuda", 0)
-    counted = count_memory(config, options, device, getattr(torch, dtype), accumulation, 16)["peak"]
+    sizes = count_memory(
+        model_config, config, device, getattr(torch, dtype), accumulation_steps, rows=16
+    )
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     train.main(argv)
-    assert counted == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.2)
-
-
-def test_speed_is_measured(tiny, run, capsys):
-    train.main(run(device="cuda", measure=True))
-    assert "tokens/s" in capsys.readouterr().out and not Path("out").exists()
+    assert sizes["peak"] == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.2)

@@ -1,185 +1,243 @@
-"""Two real processes on gloo, started by torchrun."""
+"""Several processes: how they split a step, runs of two ranks on gloo, and their messages."""
 
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import prepare
 import train
-from seugpt.checkpoint import storage as checkpoint
+from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint
 from seugpt.errors import ConfigError
-from seugpt.training.distributed import Ranks, connected
-from tests.helpers import ROOT, logged_values, torchrun
+from seugpt.training.distributed import DistributedEnv, process_group
+from tests.helpers import logged_values, torchrun
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"
 )
 
+# Splitting a step
 
-@pytest.mark.parametrize("accumulation, optimizer", [(4, "adamw"), (1, "muon")])
-def test_two_ranks_equal_one_process(tiny, run, accumulation, optimizer):
-    """Sharing the micro-batches among them, or, where there is one, its rows."""
-    options = {"gradient_accumulation_steps": accumulation, "eval_iters": 0, "optimizer": optimizer}
-    train.main(run(out_dir="one", **options))
-    result = torchrun(*run(out_dir="two", **options))
-    assert result.returncode == 0, result.stderr
+
+def test_split_step_divides_micro_batches_or_rows():
+    assert DistributedEnv().split_step(40, 12) == (40, None)
+    assert DistributedEnv(1, 4).split_step(40, 12) == (10, None)
+    assert DistributedEnv(1, 3).split_step(1, 12) == (1, slice(1, None, 3))
+
+
+@pytest.mark.parametrize(
+    "accumulation_steps, batch_size, value, nearest",
+    [
+        (3, 12, "gradient_accumulation_steps=3", ["2", "4"]),
+        (1, 7, "batch_size=7", ["6", "8"]),
+        (1, 1, "batch_size=1", ["2"]),
+    ],
+)
+def test_uneven_split_is_refused_with_the_nearest_values(
+    accumulation_steps, batch_size, value, nearest
+):
+    with pytest.raises(ConfigError) as error:
+        DistributedEnv(0, 2).split_step(accumulation_steps, batch_size)
+    option, _, _ = value.partition("=")
+    assert f"{value} " in str(error.value)
+    assert re.findall(rf"--{option}=(\d+)", str(error.value)) == nearest
+
+
+@pytest.mark.parametrize("accumulation_steps", [4, 1])
+def test_all_ranks_together_see_the_batches_of_one_process(make_trainer, accumulation_steps):
+    trainer = make_trainer(gradient_accumulation_steps=accumulation_steps)
+
+    def rows(world_size):
+        found = []
+        for rank in range(world_size):
+            trainer.dist_env = DistributedEnv(rank, world_size)
+            trainer.micro_steps, trainer.row_slice = trainer.dist_env.split_step(
+                accumulation_steps, trainer.config.batch_size
+            )
+            for step in range(3):
+                trainer.state.step = step
+                for micro_step in range(trainer.micro_steps):
+                    x, _ = trainer.batch(micro_step)
+                    found += [(step, *row) for row in x.tolist()]
+        return sorted(found)
+
+    assert rows(1) == rows(2) == rows(4)
+    assert len(rows(1)) == 3 * 4 * accumulation_steps
+
+
+# Runs of two ranks
+
+
+def check_equal_runs(one, two):
+    """Check that two runs logged the same values and have the same weights, up to rounding."""
     for key in ("loss", "val_loss", "train_loss", "grad_norm"):
-        assert logged_values("two", key) == pytest.approx(logged_values("one", key), rel=1e-4), key
-    one, two = (checkpoint.load(f"{name}/latest.pt")["model"] for name in ("one", "two"))
-    assert one.keys() == two.keys()  # no module. prefix
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-4)
+        assert logged_values(two, key) == pytest.approx(logged_values(one, key), rel=1e-4), key
+    weights = load_checkpoint(f"{one}/latest.pt")["model"]
+    other_weights = load_checkpoint(f"{two}/latest.pt")["model"]
+    assert other_weights.keys() == weights.keys()  # without DDP's prefix
+    for name, tensor in weights.items():
+        torch.testing.assert_close(other_weights[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_two_ranks_resume_bit_for_bit_with_each_ranks_dropout(tiny, run):
-    assert torchrun(*run(out_dir="whole", dropout=0.3)).returncode == 0
-    assert torchrun(*run(out_dir="parts", dropout=0.3, max_iters=5)).returncode == 0
-    result = torchrun("--init_from=resume", "--out_dir=parts", "--max_iters=10")
+def test_two_ranks_that_split_the_micro_batches_equal_one_process(tiny, run):
+    """Started by the real torchrun."""
+    options = {"gradient_accumulation_steps": 4, "max_iters": 6, "eval_interval": 6}
+    train.main(run(out_dir="one", eval_iters=0, **options))
+    result = torchrun(*run(out_dir="two", eval_iters=0, **options))
     assert result.returncode == 0, result.stderr
+    check_equal_runs("one", "two")
+
+
+def test_two_ranks_that_split_the_rows_equal_one_process(tiny, run, two_ranks):
+    """With a single micro-batch there is nothing else to split."""
+    options = {"gradient_accumulation_steps": 1, "max_iters": 6, "eval_interval": 6}
+    train.main(run(out_dir="one", eval_iters=0, optimizer="muon", **options))
+    two_ranks(run(out_dir="two", eval_iters=0, optimizer="muon", **options))
+    check_equal_runs("one", "two")
+
+
+def test_two_ranks_resume_bit_for_bit_each_with_its_dropout(tiny, run, resume, two_ranks):
+    two_ranks(run(out_dir="whole", dropout=0.3))
+    two_ranks(run(out_dir="parts", dropout=0.3, max_iters=5))
+    two_ranks(resume(out_dir="parts", max_iters=10))
     assert logged_values("whole", "loss") == logged_values("parts", "loss")
-    whole, parts = (
-        checkpoint.load(f"{name}/latest.pt", checkpoint.TO_RESUME) for name in ("whole", "parts")
-    )
+    whole = load_checkpoint("whole/latest.pt", RESUME_KEYS)
+    parts = load_checkpoint("parts/latest.pt", RESUME_KEYS)
     assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
-    assert len(whole["generators"]) == 2 and not torch.equal(
-        *(g["cpu"] for g in whole["generators"])
-    )
+    first, second = whole["rng_states"]
+    assert not torch.equal(first["cpu"], second["cpu"])
 
 
-def test_two_ranks_that_resume_run_out_of_patience_together(tiny, run):
-    """The first alone reads how long ago the best evaluation was; weights that stay as they are bring no better one."""
-    assert torchrun(*run(max_iters=4, eval_interval=2, learning_rate=0, min_lr=0)).returncode == 0
-    result = torchrun("--init_from=resume", "--out_dir=out", "--max_iters=20", "--patience=3")
-    assert result.returncode == 0, result.stderr
-    assert checkpoint.load("out/latest.pt")["step"] == 6
+def test_two_ranks_run_out_of_patience_together_after_a_resume(tiny, run, resume, two_ranks):
+    """Only rank 0 reads evals_since_best from the checkpoint; the other rank must stop as well."""
+    train.main(run(max_iters=4, eval_interval=2, learning_rate=0, min_lr=0))  # never improves
+    two_ranks(resume(max_iters=20, patience=3))
+    assert load_checkpoint("out/latest.pt")["step"] == 6
 
 
-def test_from_two_ranks_to_one_the_data_goes_on(tiny, run):
+def test_one_process_continues_the_data_of_two_ranks(tiny, run, resume, two_ranks):
     train.main(run(out_dir="one"))
-    assert torchrun(*run(out_dir="two", max_iters=5)).returncode == 0
-    train.main(["--init_from=resume", "--out_dir=two", "--max_iters=10"])
+    two_ranks(run(out_dir="two", max_iters=5))
+    train.main(resume(out_dir="two", max_iters=10))
     assert logged_values("two", "loss") == pytest.approx(logged_values("one", "loss"), rel=1e-4)
-    assert "2 process(es) wrote it" in Path("two/training.log").read_text(encoding="utf-8")
+    assert "written by 2 process(es)" in Path("two/training.log").read_text(encoding="utf-8")
 
 
-def test_a_step_that_cannot_be_shared_is_said_once_before_anything_starts(tiny, run):
-    result = torchrun(*run(gradient_accumulation_steps=3))
-    assert result.returncode != 0
-    words = "gradient_accumulation_steps=3 cannot be divided among 2 processes; use --gradient_accumulation_steps=2 or"
-    assert result.stderr.count(words) == 1
-    assert "Traceback" not in result.stderr.split(words)[0] and not Path("out").exists()
+def test_uneven_split_is_refused_before_anything_is_written(tiny, run, two_ranks):
+    for output in two_ranks(run(gradient_accumulation_steps=3), code=2):
+        assert output.count("\n") == 1
+        assert "gradient_accumulation_steps=3" in output
+    assert not Path("out").exists()
 
 
-def test_processes_started_anew_do_not_meet_the_addresses_of_the_dead(monkeypatch):
-    """torchrun's store outlives them. The run with a killed rank fails by it in one of a few tries alone."""
-    stores, of_torchrun = [], torch.distributed.HashStore()
-    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(of_torchrun, 0, 1)]))
-    monkeypatch.setattr(
-        torch.distributed, "init_process_group", lambda *_, store, **more: stores.append(store)
-    )
+@pytest.mark.parametrize("init_from", ["resume", "auto"])
+def test_ranks_with_different_checkpoints_do_not_start(tiny, run, two_ranks, init_from):
+    """With one folder per machine, a rank silently continued from an older latest.pt, or hung."""
+    train.main(run(out_dir="out-0", max_iters=3))
+    if init_from == "resume":
+        train.main(run(out_dir="out-1", max_iters=2))
+    other_step = 2 if init_from == "resume" else None
+    for output in two_ranks([*run(init_from=init_from), "--out_dir=out-{rank}"], code=2):
+        assert "rank 0: {'step': 3, 'data': " in output
+        assert f"rank 1: {{'step': {other_step}, 'data': " in output
+        assert "latest.pt" in output
+    assert load_checkpoint("out-0/latest.pt")["step"] == 3
+
+
+def test_restarted_process_ignores_the_addresses_of_dead_ones(monkeypatch):
+    """After a restart, ranks once connected to the addresses that killed ranks had left behind.
+
+    torchrun's store outlives its processes. A real restart fails in only some of the attempts.
+    """
+    stores = []
+    agent_store = torch.distributed.HashStore()
+
+    def init_process_group(backend, store, rank, world_size):
+        stores.append(store)
+
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(agent_store, 0, 1)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
     for attempt in "01":
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        with connected("gloo"):
+        with process_group("gloo"):
             stores[-1].set("address", attempt)
     assert [store.get("address") for store in stores] == [b"0", b"1"]
 
 
-@pytest.mark.parametrize("init_from", ["resume", "auto"])
-def test_ranks_that_begin_at_different_steps_do_not_begin(tiny, run, init_from):
-    """Machines with folders of their own: one trained on from an older latest.pt, silently, or waited for ever."""
-    train.main(run(out_dir="out-0", max_iters=5))
-    if init_from == "resume":
-        train.main(run(out_dir="out-1", max_iters=2))
-    Path("apart.py").write_text(
-        "import os, sys, train\ntrain.main([*sys.argv[1:], '--out_dir=out-' + os.environ['RANK']])",
-        encoding="utf-8",
-    )
-    result = torchrun(*run(init_from=init_from), script="apart.py")
-    theirs = 2 if init_from == "resume" else None
-    assert result.returncode != 0 and "rank 0: {'step': 5, 'data': " in result.stderr
-    assert (
-        f"rank 1: {{'step': {theirs}, 'data': " in result.stderr
-        and "Copy latest.pt and data/" in result.stderr
-    )
-    assert checkpoint.load("out-0/latest.pt")["step"] == 5
+@pytest.mark.skipif(torch.distributed.is_mpi_available(), reason="this torch has MPI")
+def test_backend_missing_from_torch_is_refused():
+    with pytest.raises(ConfigError, match=r"backend=mpi .*--backend=auto"):
+        DistributedEnv(rank=0, world_size=2).pick_backend("mpi", torch.device("cpu"))
 
+
+# Environment variables and messages
 
 ENVIRONMENT = {
-    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
-    "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234",
-}  # fmt: skip
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "1234",
+}
 
 
 @pytest.mark.parametrize(
     "changed",
-    "WORLD_SIZE=abc WORLD_SIZE=-1 WORLD_SIZE=0 WORLD_SIZE= RANK=4 RANK=1.5 RANK= LOCAL_RANK=2 LOCAL_WORLD_SIZE=5 "
-    "MASTER_ADDR=".split(),
+    "WORLD_SIZE=abc WORLD_SIZE=-1 WORLD_SIZE=0 WORLD_SIZE= RANK=4 RANK=1.5 RANK= "
+    "LOCAL_RANK=2 LOCAL_WORLD_SIZE=5 MASTER_ADDR=".split(),
 )
-def test_an_environment_that_is_not_torchruns_is_named(monkeypatch, changed):
-    """A stray or lacking variable ended in the traceback of int() or of a dictionary."""
+def test_environment_that_torchrun_did_not_write_is_refused(monkeypatch, changed):
+    """A stray or missing variable once ended in a ValueError or KeyError with a traceback."""
     name, _, value = changed.partition("=")
     for variable, text in {**ENVIRONMENT, name: value}.items():
         monkeypatch.setenv(variable, text)
     with pytest.raises(ConfigError) as error:
-        Ranks.from_environment()
-    assert (changed if value else f"no {name}") in str(error.value) and str(error.value).endswith(
-        "unset WORLD_SIZE"
-    )
+        DistributedEnv.from_environment()
+    assert (changed if value else f"no {name}") in str(error.value)
+    assert "unset WORLD_SIZE" in str(error.value)
 
 
 def test_torchruns_environment_is_read(monkeypatch):
     monkeypatch.setenv("RANK", "stray")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert Ranks.from_environment() == Ranks()
+    assert DistributedEnv.from_environment() == DistributedEnv()
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    assert Ranks.from_environment() == Ranks(rank=3, world_size=4, local_rank=1, local_world_size=2)
+    expected = DistributedEnv(rank=3, world_size=4, local_rank=1, local_world_size=2)
+    assert DistributedEnv.from_environment() == expected
 
 
-@pytest.mark.skipif(torch.distributed.is_mpi_available(), reason="this torch has MPI")
-def test_a_backend_that_torch_was_built_without_is_refused():
-    with pytest.raises(
-        ConfigError, match="backend=mpi is not in this build of torch; use --backend=auto"
-    ):
-        Ranks(rank=0, world_size=2).backend("mpi", torch.device("cpu"))
+FAILING = """
+import os, time
+from seugpt.cli.command import command
+from seugpt.errors import UserError
+
+with command():
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
+        raise UserError("nobody can start")
+    if os.environ["RANK"] == "1":
+        raise UserError("the disk is gone")
+    time.sleep(60)
+"""
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_mistake_that_one_rank_makes_is_said_with_its_rank(workspace, rank):
-    """All ranks but the first of a machine were silent, so that a run could end without a word."""
-    Path("script.py").write_text(
-        "import os, time\nfrom seugpt.cli.command import command\nfrom seugpt.errors import UserError\n"
-        "with command():\n"
-        f"    if os.environ['RANK'] == '{rank}': raise UserError('the disk is gone')\n"
-        "    time.sleep(60)",
-        encoding="utf-8",
-    )
-    words = (
-        "script.py: the disk is gone\n" if rank == 0 else "script.py: rank 1: the disk is gone\n"
-    )
-    assert torchrun(script="script.py").stderr.count(words) == 1
+def test_under_torchrun_only_the_first_rank_to_fail_prints_its_message(workspace):
+    """All ranks but rank 0 were once silent, so that a run could end without a message.
+
+    In the first attempt rank 1 fails, in the second both do.
+    """
+    Path("failing.py").write_text(FAILING, encoding="utf-8")
+    result = torchrun(script="failing.py", restarts=1)
+    assert result.stderr.count("failing.py: rank 1: the disk is gone\n") == 1
+    assert result.stderr.count("nobody can start\n") == 1
+    assert result.returncode != 0
 
 
-def test_a_stray_rank_in_the_environment_does_not_silence_a_message(workspace):
-    """LOCAL_RANK=1, left by a torchrun of before, did."""
-    stray = {
-        "LOCAL_RANK": "1",
-        "RANK": "1",
-        "TORCHELASTIC_ERROR_FILE": str(workspace / "attempt_0/1/error.json"),
-    }
-    Path("attempt_0/1").mkdir(parents=True)
+def test_stray_rank_in_the_environment_silences_no_message(workspace, refused, monkeypatch):
+    """LOCAL_RANK=1, left over from an earlier torchrun, once silenced every message."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
     for _ in range(2):
-        result = subprocess.run(
-            [sys.executable, str(ROOT / "prepare.py"), "nothing"],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, **stray},
-        )
-        assert (
-            result.returncode == 2
-            and "prepare.py: rank 1: name=nothing is not built in" in result.stderr
-        )
+        assert "rank 1: name=nothing" in refused(prepare.main, "nothing")

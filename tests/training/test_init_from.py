@@ -1,4 +1,4 @@
-"""What a run begins from: nothing, its own checkpoint, the newest one that loads; and only with the data it knows."""
+"""What a run starts from: scratch, its newest valid checkpoint, or the weights of another model."""
 
 from pathlib import Path
 
@@ -6,41 +6,39 @@ import pytest
 
 import prepare
 import train
-from seugpt.checkpoint import storage as checkpoint
+from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint, step_checkpoints
 from tests.helpers import logged_metrics, nested_equal, resume_state
 
+# init_from=auto
 
-def test_auto_begins_goes_on_and_ends_as_one_run(tiny, run, capsys):
-    train.main(run(out_dir="whole", max_iters=20, dropout=0.3))
-    for max_iters in (7, 20, 20):
+
+def test_auto_starts_and_resumes_as_one_run(tiny, run, capsys):
+    train.main(run(out_dir="whole", dropout=0.3))
+    for max_iters in (4, 10, 10):
         train.main(run(max_iters=max_iters, dropout=0.3, init_from="auto"))
-    assert "has made 20 steps" in capsys.readouterr().out
+    assert "--max_iters=20" in capsys.readouterr().out
     assert nested_equal(resume_state("out"), resume_state("whole"))
     assert "init_from = 'scratch'" in Path("out/config.py").read_text(encoding="utf-8")
     assert not Path("out/previous-1").exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_auto_goes_on_from_the_newest_that_loads_and_says_so(tiny, run, capsys, damage):
-    train.main(run(max_iters=20, out_dir="whole"))
-    train.main(run(max_iters=15, keep_checkpoints=3))
-    assert [p.name for p in checkpoint.numbered("out")] == [f"step-{n:08d}.pt" for n in (15, 10, 5)]
-    latest = Path("out/latest.pt")
-    latest.write_bytes(
-        latest.read_bytes()[:1000] if damage is None else damage
-    )  # and so step-15, the same file
-    train.main(run(max_iters=20, init_from="auto", keep_checkpoints=3))
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None], ids=["empty", "text", "cut"])
+def test_auto_resumes_from_the_newest_valid_checkpoint(tiny, run, capsys, damage):
+    train.main(run(out_dir="whole", max_iters=4, eval_interval=4))
+    train.main(run(max_iters=3, eval_interval=1, keep_last=3))
+    assert [path.name for path in step_checkpoints("out")] == [
+        f"step-{step:08d}.pt" for step in (3, 2, 1)
+    ]
+    latest = Path("out/latest.pt")  # and so step-00000003.pt, which is the same file
+    latest.write_bytes(latest.read_bytes()[:1000] if damage is None else damage)
+    train.main(run(max_iters=4, init_from="auto", keep_last=3))
     out = capsys.readouterr().out
-    assert (
-        "out/latest.pt cannot be read" in out
-        and "so the run goes on from out/step-00000010.pt" in out
-    )
-    assert "resumed from out/step-00000010.pt at step 10" in out
+    assert "out/latest.pt cannot be read" in out
+    assert "resumed from out/step-00000002.pt at step 2" in out
     assert nested_equal(resume_state("out")["model"], resume_state("whole")["model"])
 
 
-def test_where_nothing_loads_auto_does_not_begin_anew_in_silence(tiny, run, refused):
-    train.main(run(keep_checkpoints=1))
+def test_auto_does_not_start_over_if_no_checkpoint_is_valid(trained, run, refused):
     for path in Path("out").glob("*.pt"):
         path.write_bytes(b"damaged")
     before = sorted(path.name for path in Path("out").iterdir())
@@ -49,150 +47,109 @@ def test_where_nothing_loads_auto_does_not_begin_anew_in_silence(tiny, run, refu
     assert sorted(path.name for path in Path("out").iterdir()) == before
 
 
-def test_a_damaged_checkpoint_names_those_that_load(tiny, run, refused):
-    train.main(run(keep_checkpoints=2))
+# init_from=resume
+
+
+@pytest.fixture
+def two_step_run(tiny, run):
+    """out/ with latest.pt, best.pt, step-00000002.pt and step-00000001.pt."""
+    train.main(run(max_iters=2, eval_interval=1, keep_last=2))
+
+
+def test_message_on_a_damaged_checkpoint_lists_the_others(two_step_run, resume, refused):
     latest = Path("out/latest.pt")
     whole = latest.read_bytes()
-    latest.unlink()
+    latest.unlink()  # or step-00000002.pt, the same file, would be damaged too
     latest.write_bytes(whole[:500])
-    argv = ["--init_from=resume", "--out_dir=out", "--max_iters=20"]
-    message = refused(train.main, *argv)
+    message = refused(train.main, *resume(max_iters=20))
     assert "out/latest.pt cannot be read" in message
-    assert "These can be read: out/step-00000010.pt, out/step-00000005.pt, out/best.pt" in message
-    Path("out/step-00000005.pt").write_bytes(whole[:500])
-    assert "These can be read: out/step-00000010.pt, out/best.pt" in refused(train.main, *argv)
+    assert "step-00000002.pt, step-00000001.pt, best.pt" in message
 
 
-@pytest.mark.parametrize("name, value", [
-    ("optimizer", [{"state": {}, "param_groups": 7}]), ("optimizer", []), ("generators", []), ("generators", [{}]),
-    ("generators", [{"cpu": "x"}]), ("scaler", {"scale": "x"}), ("best_val_loss", "low"), ("step", "7"), ("step", -1),
-    ("model", []), ("train_config", {"dataset": 7, "max_iters": "x"}),
-])  # fmt: skip
-def test_a_checkpoint_with_nonsense_in_it_is_named(tiny, run, refused, name, value):
-    train.main(run(max_iters=2, dtype="float16"))
-    content = checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)
-    checkpoint.save(
-        "out/latest.pt", {k: v for k, v in content.items() if k != "path"} | {name: value}
-    )
-    assert "out/latest.pt" in refused(
-        train.main, "--init_from=resume", "--out_dir=out", "--max_iters=9"
-    )
+def test_message_on_a_missing_latest_has_the_option_that_continues(two_step_run, resume, refused):
+    Path("out/latest.pt").unlink()
+    message = refused(train.main, *resume(max_iters=20))
+    assert "out/step-00000002.pt" in message and "--init_from=auto" in message
+    for path in step_checkpoints("out"):
+        path.unlink()
+    message = refused(train.main, *resume(max_iters=20))
+    assert "--init_from=out/best.pt --out_dir=ANOTHER" in message
 
 
-def test_data_that_changed_are_refused_unless_asked_for(tiny, run, refused, capsys):
+def test_resume_refuses_another_optimizer(trained, resume, refused):
+    message = refused(train.main, *resume(max_iters=31, optimizer="muon"))
+    assert "optimizer=muon" in message and "--init_from=out" in message
+
+
+def test_checkpoint_written_while_a_run_starts_is_not_lost(tiny, run, resume, refused, monkeypatch):
+    """An old job saved its last steps after the new job had read latest.pt, and lost them."""
     train.main(run(max_iters=5))
-    before = checkpoint.load("out/best.pt")["val_loss"]
+    build_model = train.build_model
+
+    def slow_build_model(*arguments):
+        monkeypatch.setattr(train, "build_model", build_model)
+        train.main(resume(max_iters=8))
+        return build_model(*arguments)
+
+    monkeypatch.setattr(train, "build_model", slow_build_model)
+    message = refused(train.main, *run(init_from="auto"))
+    assert "out/latest.pt" in message and "same command" in message
+    assert resume_state("out")["step"] == 8
+    steps = [values["step"] for values in logged_metrics() if "loss" in values]
+    assert steps == list(range(8))
+
+
+# The data
+
+
+def test_changed_data_is_refused_unless_allowed(trained, run, resume, refused, capsys):
+    best = load_checkpoint("out/best.pt")["val_loss"]
     text = Path("tiny.txt").read_text(encoding="utf-8")
     Path("tiny.txt").write_text(text[3000:] + text[:3000], encoding="utf-8")
     prepare.main(["tiny", "--input=tiny.txt"])
-    for argv in (["--init_from=resume", "--out_dir=out", "--max_iters=10"], run(init_from="auto")):
+    for argv in (resume(max_iters=31), run(max_iters=31, init_from="auto")):
         message = refused(train.main, *argv)
-        assert "the tokens in data/tiny are not those that out/latest.pt was trained on" in message
-        assert "--new_data=True" in message
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10", "--new_data=True"])
-    assert "out/best.pt is now out/best-until-5.pt" in capsys.readouterr().out
-    assert checkpoint.load("out/best-until-5.pt")["val_loss"] == before
-    train.main(
-        ["--init_from=resume", "--out_dir=out", "--max_iters=12"]
-    )  # it was asked once, and knows them now
+        assert "data/tiny" in message and "out/latest.pt" in message
+        assert "--allow_data_change=True" in message
+    train.main(resume(max_iters=31, allow_data_change=True))
+    assert "out/best.pt is now out/best-until-30.pt" in capsys.readouterr().out
+    assert load_checkpoint("out/best-until-30.pt")["val_loss"] == best
+    train.main(resume(max_iters=32))  # the new data has become the run's data
     Path("tiny.txt").write_text(text, encoding="utf-8")
     prepare.main(["tiny", "--input=tiny.txt"])
-    assert "--new_data=True" in refused(
-        train.main, "--init_from=resume", "--out_dir=out", "--max_iters=14"
-    )
+    assert "--allow_data_change=True" in refused(train.main, *resume(max_iters=33))
 
 
-def test_another_data_set_by_name_is_a_choice(tiny, run, capsys):
-    train.main(run(max_iters=5))
-    Path("other.txt").write_text(
-        Path("tiny.txt").read_text(encoding="utf-8")[::-1], encoding="utf-8"
-    )
+def test_another_dataset_by_name_needs_no_permission(trained, resume, capsys):
+    text = Path("tiny.txt").read_text(encoding="utf-8")
+    Path("other.txt").write_text(text[::-1], encoding="utf-8")
     prepare.main(["other", "--input=other.txt"])
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10", "--dataset=other"])
+    train.main(resume(max_iters=31, dataset="other"))
     assert "dataset tiny -> other" in capsys.readouterr().out
 
 
-def test_losses_of_other_tokens_are_not_compared(tiny, run):
-    """best.pt of an easy evaluation would have stayed the best for ever."""
-    train.main(run(max_iters=5))
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10", "--eval_iters=3"])
-    assert Path("out/best-until-5.pt").exists() and checkpoint.load("out/best.pt")["step"] == 10
+# Other weights
 
 
-def test_a_damaged_best_does_not_keep_a_run_from_going_on(tiny, run, capsys):
-    train.main(run(max_iters=5))
-    Path("out/best.pt").write_bytes(b"damaged")
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10"])
-    assert "out/best.pt is now out/best-until-5.pt" in capsys.readouterr().out
-    assert checkpoint.load("out/best.pt")["step"] == 10
-    assert [m["step"] for m in logged_metrics() if "val_loss" in m] == [0, 5, 10]
+def test_fine_tuning_loads_only_the_weights(trained, run, capsys):
+    source = load_checkpoint("out/best.pt")
+    argv = run(out_dir="tuned", max_iters=0, dropout=0.1, block_size=8, init_from="out")
+    capsys.readouterr()
+    train.main([word for word in argv if not word.startswith("--n_")])
+    assert f"weights from out/best.pt: step {source['step']}" in capsys.readouterr().out
+    tuned = load_checkpoint("tuned/latest.pt", RESUME_KEYS)
+    assert tuned["step"] == 0
+    assert tuned["model_config"]["block_size"] == 8
+    assert tuned["model_config"]["dropout"] == 0.1
+    source["model"]["wpe.weight"] = source["model"]["wpe.weight"][:8]
+    assert nested_equal(tuned["model"], source["model"])
+    assert tuned["val_loss"] < 2.5  # not an untrained model's
 
 
-@pytest.mark.parametrize("what", ["missing", "another model's"])
-def test_a_best_that_is_not_this_runs_is_sought_anew(tiny, run, capsys, what):
-    """The end spoke of a best.pt that was not there, and sample.py took the worse latest.pt."""
-    train.main(run(max_iters=10))
-    Path("out/best.pt").unlink()
-    if what != "missing":
-        train.main(run(out_dir="other", max_iters=20, n_embd=48))
-        Path("other/best.pt").rename("out/best.pt")
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=15"])
-    out = capsys.readouterr().out
-    assert "the best of this run is sought anew. " in out
-    assert (
-        "there is no out/best.pt any more" if what == "missing" else "it is another model's"
-    ) in out
-    best = checkpoint.load("out/best.pt")
-    assert best["step"] == 15 and best["model_config"]["n_embd"] == 32
-
-
-def test_a_checkpoint_that_another_run_writes_meanwhile_is_not_lost(
-    tiny, run, refused, monkeypatch
-):
-    """The old job saved its last steps while the new one had read the checkpoint before, and overwrote them."""
-    train.main(run(max_iters=5))
-    real = train.build_model
-
-    def slow(*arguments):
-        monkeypatch.setattr(train, "build_model", real)
-        train.main(["--init_from=resume", "--out_dir=out", "--max_iters=8"])
-        return real(*arguments)
-
-    monkeypatch.setattr(train, "build_model", slow)
-    message = refused(train.main, *run(init_from="auto"))
-    assert "another run has written out/latest.pt while this one was starting" in message
-    assert resume_state("out")["step"] == 8 and [
-        m["step"] for m in logged_metrics() if "loss" in m
-    ] == list(range(8))
-
-
-def test_the_way_on_from_a_folder_without_latest_is_told(tiny, run, refused):
-    train.main(run(keep_checkpoints=2))
-    Path("out/latest.pt").unlink()
-    resume = ("--init_from=resume", "--out_dir=out", "--max_iters=20")
-    assert "goes on from out/step-00000010.pt with --init_from=auto" in refused(train.main, *resume)
-    for path in Path("out").glob("step-*.pt"):
-        path.unlink()
-    assert "--init_from=out/best.pt --out_dir=ANOTHER" in refused(train.main, *resume)
-
-
-def test_a_folder_that_was_moved_away_is_made_again(tiny, run, monkeypatch):
-    real = train.Trainer.train_step
-
-    def step(self):
-        if self.step == 7:
-            Path("out").rename("moved")
-        real(self)
-
-    monkeypatch.setattr(train.Trainer, "train_step", step)
-    train.main(run())
-    assert resume_state("out")["step"] == 10 and resume_state("moved")["step"] == 5
-
-
-def test_a_checkpoint_of_before_there_were_fingerprints_goes_on(tiny, run):
-    train.main(run(max_iters=5))
-    content = checkpoint.load("out/latest.pt", checkpoint.TO_RESUME)
-    since = {"path", "fingerprint", "evaluated_on", "best_step", "worse"}
-    checkpoint.save("out/latest.pt", {k: v for k, v in content.items() if k not in since})
-    train.main(["--init_from=resume", "--out_dir=out", "--max_iters=10"])
-    assert resume_state("out")["step"] == 10
+def test_fine_tuning_into_the_same_folder_keeps_the_earlier_run(trained, run):
+    before = resume_state("out")
+    train.main(run(init_from="out", max_iters=1))
+    assert nested_equal(before, resume_state("out/previous-1"))
+    train.main(run(max_iters=1))
+    assert Path("out/previous-2/best.pt").exists()
+    assert nested_equal(before, resume_state("out/previous-1"))

@@ -1,28 +1,36 @@
-"""Memory that is kept, and memory that is not there."""
+"""Freed memory is kept for the next step; running out of memory ends in one message."""
 
 import ctypes
-import subprocess
+import os
 import sys
 
 import pytest
 import torch
 
+import train
+from seugpt.cli.command import out_of_memory_advice
 from seugpt.errors import DeviceError
-from seugpt.training.memory import keep_freed_memory, memory_guard
-from tests.helpers import ROOT
-
-# Page faults while 64 MB are taken, the fewest of ten times: the system may take pages back in between.
-FAULTS = """
-import resource, sys, torch
+from seugpt.training.failures import memory_advice
 from seugpt.training.memory import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-faults = []
-for _ in range(11):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))
+from tests.helpers import run_python
+
+# Prints the page faults of allocating 64 MB, before and after keep_freed_memory: the minimum of
+# eleven times, as the system may take pages back in between.
+COUNT_PAGE_FAULTS = """
+import resource, torch
+from seugpt.training.memory import keep_freed_memory
+
+def page_faults():
+    faults = []
+    for _ in range(11):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(faults)
+
+print(page_faults())
+keep_freed_memory()
+print(page_faults())
 """
 
 
@@ -30,36 +38,69 @@ print(min(faults))
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"),
     reason="only glibc can be told to keep memory",
 )
-def test_freed_memory_is_used_again():
-    def faults(how):
-        command = [sys.executable, "-c", FAULTS, how]
-        return int(
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        )
-
-    assert faults("kept") < 100 < faults("not")
+def test_keep_freed_memory_avoids_page_faults():
+    """In a process of its own, as the setting cannot be taken back."""
+    before, after = map(int, run_python("-c", COUNT_PAGE_FAULTS).stdout.split())
+    assert after < 100 < before
 
 
-def test_elsewhere_nothing_happens(monkeypatch):
+def test_keep_freed_memory_does_nothing_without_glibc(monkeypatch):
     """ctypes.CDLL(None) is an error on Windows."""
-    asked = []
-    monkeypatch.setattr(ctypes, "CDLL", asked.append)
+    loaded = []
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
     for platform in ("win32", "darwin"):
         monkeypatch.setattr(sys, "platform", platform)
         keep_freed_memory()
-    assert not asked
+    assert not loaded
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
-                         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")])  # fmt: skip
-def test_no_memory_is_said_with_advice(error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+)
+def test_out_of_memory_error_carries_the_advice(error):
     with (
-        pytest.raises(DeviceError, match=r"out of memory: half the batch"),
-        memory_guard("half the batch"),
+        pytest.raises(DeviceError, match="out of memory: half the batch"),
+        out_of_memory_advice("half the batch"),
     ):
         raise error
 
 
-def test_other_errors_pass_through():
-    with pytest.raises(RuntimeError, match="something else"), memory_guard("half the batch"):
+def test_other_errors_pass_unchanged():
+    with (
+        pytest.raises(RuntimeError, match="something else"),
+        out_of_memory_advice("half the batch"),
+    ):
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize(
+    "batch_size, accumulation_steps, advice",
+    [
+        (4, 2, "--batch_size=2 --gradient_accumulation_steps=4"),
+        (9, 1, "--batch_size=3 --gradient_accumulation_steps=3"),
+        (7, 3, "--batch_size=1 --gradient_accumulation_steps=21"),
+        (1, 3, "--block_size"),
+    ],
+)
+def test_memory_advice_keeps_the_tokens_per_step(batch_size, accumulation_steps, advice):
+    assert advice in memory_advice(batch_size, accumulation_steps)
+
+
+def test_impossibly_large_model_ends_in_one_message(tiny, run, refused):
+    assert "out of memory" in refused(train.main, *run(n_embd=10_000_000))
+
+
+def test_model_larger_than_the_machine_is_refused_before_it_is_built(
+    tiny, run, refused, monkeypatch
+):
+    """A system that overcommits memory would kill the process without a message."""
+    monkeypatch.setattr(os, "sysconf", lambda name: 10, raising=False)  # 10 pages of 10 bytes
+    monkeypatch.setattr("seugpt.training.init_from.GPT", None)
+    message = refused(train.main, *run())
+    assert "this machine has 100" in message
+    assert "--n_layer" in message

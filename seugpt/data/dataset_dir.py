@@ -1,0 +1,127 @@
+"""data/NAME: the folder of a data set, and how its train.bin, val.bin and meta.json are written.
+
+train.bin and val.bin are flat little-endian token ids, uint16 (uint32 for more than 65,536 tokens),
+as nanoGPT reads them. meta.json describes the tokenizer and the files.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from seugpt.errors import DataError
+from seugpt.files import lock_folder
+
+FORMAT = 1
+ROOT = Path("data")  # relative to the folder in which the command runs
+NUM_SAMPLES = 64  # parts of a file that a fingerprint covers
+FINGERPRINT_BYTES = 1 << 16  # of each part
+
+
+def dataset_path(name):
+    """data/NAME, for a name that is a single folder name. Raises DataError."""
+    is_plain = name == Path(name).name and name.isprintable() and len(os.fsencode(name)) < 256
+    if not name or not is_plain or name.startswith((".", "_")):
+        raise DataError(
+            f"dataset={name!r} must be the name of a folder in data/, such as shakespeare_char"
+        )
+    return ROOT / name
+
+
+@contextlib.contextmanager
+def creating_dataset_dir(folder):
+    """Write to the folder of a data set as its only writer; removed again if it stays empty.
+
+    Raises ConfigError if another process is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder)
+    try:
+        yield
+    finally:
+        lock.close()
+        if os.listdir(folder) == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+
+
+def token_dtype(vocab_size):
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+class TokenWriter:
+    """Writes token ids to a .bin file as they come; `num_tokens` counts them."""
+
+    def __init__(self, path, vocab_size):
+        self.path = path
+        self.dtype = token_dtype(vocab_size)
+        self.num_tokens = 0
+
+    def __enter__(self):
+        self.file = open(self.path, "wb")
+        return self
+
+    def write(self, ids):
+        self.file.write(np.asarray(ids).astype(self.dtype).tobytes())
+        self.num_tokens += len(ids)
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def fingerprint(path, num_samples=NUM_SAMPLES):
+    """A checksum of a file's size and of evenly spaced samples, all of it for up to 4 MiB.
+
+    It tells in milliseconds whether a .bin file belongs to its meta.json; reading 20 GB would delay
+    each start by a minute.
+    """
+    size = Path(path).stat().st_size
+    last_offset = max(size - FINGERPRINT_BYTES, 0)
+    sha256 = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for n in range(num_samples):
+            file.seek(last_offset * n // max(num_samples - 1, 1))
+            sha256.update(file.read(FINGERPRINT_BYTES))
+    return sha256.hexdigest()
+
+
+def write_meta(path, tokenizer, splits, source, sha256):
+    """Write meta.json.
+
+    `splits`: {"train": {"tokens": ..., "bytes": ..., "fingerprint": ...}, "val": ...}, with the
+    bytes of the UTF-8 text; `source` and `sha256`: where the text came from, and the checksum of
+    its files.
+    """
+    meta = {
+        "format": FORMAT,
+        "tokenizer": tokenizer.spec(),
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "splits": splits,
+        "source": source,
+        "sha256": sha256,
+    }
+    text = json.dumps(meta, ensure_ascii=False, indent=1)
+    # A file name may contain bytes that are not UTF-8, lone surrogates in Python; JSON writes them
+    # as \udce9.
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def read_meta(path, splits):
+    """The content of meta.json.
+
+    Raises ValueError, KeyError or TypeError if it is not what write_meta writes.
+    """
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    if meta["format"] != FORMAT or "tokenizer" not in meta:
+        raise ValueError(f"format {meta['format']}, expected {FORMAT}")
+    if meta["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"dtype {meta['dtype']!r}")
+    for split in splits:
+        for count in ("tokens", "bytes"):
+            if type(meta["splits"][split][count]) is not int:
+                raise TypeError(f"splits.{split}.{count} is not an integer")
+    return meta

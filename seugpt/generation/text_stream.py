@@ -1,0 +1,51 @@
+"""From tokens to text."""
+
+import codecs
+
+import torch
+
+from seugpt.data.tokenizer import decode
+from seugpt.generation.decoder import Decoder, generate_tokens
+from seugpt.generation.sampling import SamplingParams
+
+
+class TextStream:
+    """Tokens in, printable text out.
+
+    It buffers bytes until they form a character, and characters that may be the beginning of a stop
+    sequence.
+    """
+
+    def __init__(self, tokenizer, stop_sequences=()):
+        self.tokenizer = tokenizer
+        self.stop_sequences = stop_sequences
+        self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.buffer = ""
+        self.finished = False
+
+    def feed(self, token, last=False):
+        """The text that is certain after one more token; "" after a stop sequence (`finished`)."""
+        if self.finished:
+            return ""
+        text = self.buffer + self.utf8.decode(self.tokenizer.decode_bytes([token]), final=last)
+        stops = [text.index(stop) for stop in self.stop_sequences if stop in text]
+        self.finished = last or bool(stops)
+        if stops:
+            return text[: min(stops)]
+        end = len(text) if last else len(text) - self.partial_stop_length(text)
+        self.buffer = text[end:]
+        return text[:end]
+
+    def partial_stop_length(self, text):
+        """The length of the longest end of `text` that begins a stop sequence."""
+        beginnings = [stop[:n] for stop in self.stop_sequences for n in range(len(stop))]
+        return max((len(part) for part in beginnings if text.endswith(part)), default=0)
+
+
+def sample_text(model, tokenizer, prompt, seed, max_new_tokens=120):
+    """The model's continuation of the prompt's ids, drawn from a generator of its own."""
+    rng = torch.Generator(model.wte.weight.device).manual_seed(seed)
+    params = SamplingParams()
+    decoder = Decoder(model, 1, len(prompt) + max_new_tokens)
+    tokens = generate_tokens(decoder, [prompt], max_new_tokens, tokenizer.vocab_size, params, rng)
+    return decode(tokenizer, torch.cat(list(tokens)).tolist())

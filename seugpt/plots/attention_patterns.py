@@ -1,0 +1,74 @@
+"""What the heads of a model look at, averaged over a text: how far back, repetitions, and so on.
+
+Shapes: B rows, T tokens, L layers, nh heads, K targets.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from seugpt.plots.internals import CHUNK_ELEMENTS, MAX_TOKENS, MAX_WINDOW, attention_weights
+
+NEAR_NAMES = ["itself", "previous token", "2 back", "3 back", "4 back"]
+OTHER_TARGETS = ("first token", "last white space", "same token", "what came after it")
+
+
+def distance_ranges(T):
+    """The ranges of distances back that are told apart: 0 to 4 each, 5 to 8, 9 to 16, up to T."""
+    ranges = [(d, d) for d in range(5)]
+    ranges += [(2**n + 1, 2 ** (n + 1)) for n in range(2, 31)]
+    return [(first, min(last, T - 1)) for first, last in ranges if first < T]
+
+
+def attention_targets(idx, is_space):
+    """What a head may look at: the names of K targets, and where they are, bool (B, K, T, T).
+
+    idx and is_space (B, T): the tokens, and whether each begins with white space. Row i marks the
+    targets among the tokens up to the i-th.
+    """
+    T = idx.shape[1]
+    position = torch.arange(T)
+    back = position[:, None] - position  # (T, T): how far back column j lies from row i
+    same = (idx[:, :, None] == idx[:, None, :]) & (back > 0)  # (B, T, T)
+    space_positions = torch.where(is_space[:, None] & (back > 0), position, -1)  # (B, T, T)
+    last_space = space_positions.amax(dim=-1, keepdim=True)  # (B, T, 1)
+
+    ranges = distance_ranges(T)
+    names = NEAR_NAMES[:T]
+    for first, last in ranges[5:]:
+        names = [*names, f"{first} to {last} back" if first < last else f"{first} back"]
+    masks = [((first <= back) & (back <= last)).expand_as(same) for first, last in ranges]
+    masks.append(((position == 0) & (back > 0)).expand_as(same))
+    masks.append((position == last_space) & (back > 0))
+    masks.append(same)
+    masks.append(F.pad(same, (1, 0))[:, :, :T] & (back >= 0))  # one position later
+    return [*names, *OTHER_TARGETS], torch.stack(masks, dim=1)
+
+
+def attention_patterns(model, ids, is_space):
+    """(K names, shares of each head's attention (L, nh, K), shares of a uniform head (K)).
+
+    ids (T,); is_space (T,): whether a token begins with white space. The text is cut into windows
+    of block_size. Shares are averages over the tokens that have the target before them.
+    """
+    T = min(len(ids), model.config.block_size, MAX_WINDOW)
+    num_windows = min(len(ids), MAX_TOKENS) // T
+    idx = ids[: num_windows * T].view(-1, T)
+    is_space = is_space[: num_windows * T].view(-1, T)
+    uniform_weights = torch.ones(T, T).tril() / torch.arange(1, T + 1)[:, None]
+    shares = 0
+    uniform = 0
+    counts = 0
+    chunk = max(CHUNK_ELEMENTS // (model.config.n_head * T * T), 1)
+    for rows in torch.arange(len(idx)).split(chunk):
+        names, masks = attention_targets(idx[rows], is_space[rows])
+        masks_float = masks.float()
+
+        def share_per_head(weights, masks_float=masks_float):
+            return torch.einsum("bhij,bkij->hk", weights, masks_float)
+
+        shares += torch.stack(attention_weights(model, idx[rows], share_per_head)).double()
+        uniform += torch.einsum("ij,bkij->k", uniform_weights, masks_float).double()
+        counts += masks.any(dim=-1).sum((0, 2))
+    occurs = counts > 0
+    names = [name for name, present in zip(names, occurs.tolist(), strict=True) if present]
+    return names, shares[..., occurs] / counts[occurs], uniform[occurs] / counts[occurs]

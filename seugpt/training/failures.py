@@ -1,0 +1,32 @@
+"""What to try when a run fails."""
+
+import torch
+
+from seugpt.errors import TrainingError
+
+
+def memory_advice(batch_size, accumulation_steps):
+    """How to make the same step with less memory: a smaller micro-batch, more often."""
+    factor = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), None)
+    if factor is None:
+        return (
+            "batch_size=1 is the minimum: a smaller --block_size, --n_embd or --n_layer needs less"
+        )
+    return (
+        f"the same step in less memory: --batch_size={batch_size // factor} "
+        f"--gradient_accumulation_steps={accumulation_steps * factor}"
+    )
+
+
+def not_finite_error(values, step, dtype, config):
+    """The TrainingError of a step with NaN or infinity in `values`, and its likely causes."""
+    suspects = f"learning_rate={config.learning_rate}"
+    if config.optimizer == "muon":
+        suspects += f" and muon_lr={config.muon_lr}"
+    advice = f"Try a tenth of {suspects}"
+    if dtype != torch.float32:
+        advice += ", or --dtype=float32"
+    return TrainingError(
+        f"stopped in step {step}: {values}, {dtype}. This step is not in the weights, and the "
+        f"checkpoints in {config.out_dir} are from before it. {advice}"
+    )

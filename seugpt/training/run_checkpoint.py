@@ -1,0 +1,159 @@
+"""What a run saves and restores: best.pt for inference, latest.pt to resume."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from seugpt.checkpoint.pretrained import build_from_checkpoint, config_of
+from seugpt.checkpoint.storage import (
+    get_rng_states,
+    load_checkpoint,
+    rotate_checkpoints,
+    save_checkpoint,
+    set_rng_states,
+)
+from seugpt.errors import CheckpointError
+from seugpt.training.optimizer import restore_optimizers
+
+BEST_KEYS = ("best_val_loss", "best_step", "evals_since_best")  # of TrainState
+DAMAGE_ERRORS = (  # what state of the wrong type, shape or content makes torch raise
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def save_run(trainer):
+    """Write best.pt if this step's evaluation is the best so far, then latest.pt.
+
+    In the other order, a crash between the two would lose the best model.
+    """
+    rng_states = trainer.dist_env.all_gather(get_rng_states(trainer.device))
+    if trainer.dist_env.rank > 0:
+        return
+    config = trainer.config
+    state = trainer.state
+    folder = Path(config.out_dir)
+    evaluated = trainer.last_eval_step == state.step
+    ckpt = {
+        "model": trainer.raw_model.state_dict(),
+        "model_config": vars(trainer.raw_model.config),
+        "train_config": vars(config),
+        "tokenizer": trainer.dataset.tokenizer.spec(),
+        "step": state.step,
+        "val_loss": trainer.val_loss if evaluated else math.nan,
+    }
+    if evaluated and state.best_step == state.step:
+        save_checkpoint(folder / "best.pt", ckpt)
+    ckpt |= {
+        "optimizer": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "scaler": trainer.scaler.state_dict(),
+        "rng_states": rng_states,
+        "train_state": asdict(state),
+        "eval_signature": eval_signature(trainer),
+        "fingerprint": trainer.dataset.fingerprint,
+    }
+    save_checkpoint(folder / "latest.pt", ckpt)
+    if config.keep_last and evaluated:
+        rotate_checkpoints(folder / "latest.pt", state.step, config.keep_last)
+
+
+def eval_signature(trainer):
+    """What must be equal for two validation losses to be of the same tokens."""
+    num_windows = trainer.config.eval_iters * trainer.config.batch_size
+    return [trainer.dataset.fingerprint, num_windows, trainer.raw_model.config.block_size]
+
+
+def restore_run(trainer, ckpt):
+    """Continue where latest.pt was written. Raises CheckpointError."""
+    restore_state(trainer, ckpt)
+    state = trainer.state
+    state.step = ckpt["step"]
+    trainer.last_save_step = state.step
+    if trainer.config.eval_only:
+        return
+    trainer.val_loss = ckpt["val_loss"]
+    if not math.isnan(trainer.val_loss):
+        trainer.last_eval_step = state.step
+    best = {key: ckpt["train_state"][key] for key in BEST_KEYS}
+    if trainer.dist_env.rank == 0:  # before the other ranks look: best.pt may be moved aside
+        best, note = find_best(ckpt, best, trainer.config.out_dir, eval_signature(trainer))
+        if note:
+            trainer.log.info(note)
+    for key, value in trainer.dist_env.broadcast(best).items():
+        setattr(state, key, value)
+    num_ranks = len(ckpt["rng_states"])
+    if num_ranks != trainer.dist_env.world_size:
+        trainer.log.info(
+            f"note: {ckpt['path']} was written by {num_ranks} process(es): the order of the data "
+            "stays the same, but dropout draws differently"
+        )
+
+
+def restore_state(trainer, ckpt):
+    """Restore optimizers, scaler and RNG. Raises CheckpointError if their state does not fit."""
+    rng_states = ckpt["rng_states"]
+    try:
+        restore_optimizers(trainer.optimizers, ckpt["optimizer"], ckpt["step"])
+        if ckpt["scaler"]:  # empty unless the run was in float16
+            trainer.scaler.load_state_dict(ckpt["scaler"])
+        set_rng_states(rng_states[trainer.dist_env.rank % len(rng_states)], trainer.device)
+    except DAMAGE_ERRORS as error:
+        raise CheckpointError(
+            f"{ckpt['path']} has a damaged state: {type(error).__name__} {error}"
+        ) from error
+
+
+def find_best(ckpt, best, out_dir, signature):
+    """({key of BEST_KEYS: value}, note or None): the best evaluation before `ckpt`.
+
+    best.pt is moved aside if it cannot be read, or if validation losses will be of other tokens
+    from now on.
+    """
+    path = Path(out_dir) / "best.pt"
+    problem = None
+    if not path.is_file():
+        problem = f"{path} is missing"
+    elif ckpt["eval_signature"] != signature:
+        problem = "its loss was computed on other tokens than from now on"
+    else:
+        try:
+            saved = load_checkpoint(path)
+        except CheckpointError as error:
+            problem = str(error)
+        else:
+            if saved["model_config"] != ckpt["model_config"]:
+                problem = "it belongs to another model"
+            elif saved["val_loss"] < best["best_val_loss"]:  # the run died between saving the two
+                best = {
+                    "best_val_loss": saved["val_loss"],
+                    "best_step": saved["step"],
+                    "evals_since_best": 0,
+                }
+    if problem is None:
+        return best, None
+    if path.is_file():
+        aside = path.with_name(f"best-until-{ckpt['step']}.pt")
+        path.replace(aside)
+        problem = f"{path} is now {aside}: {problem}"
+    best = {"best_val_loss": math.inf, "best_step": ckpt["step"], "evals_since_best": 0}
+    return best, f"note: best validation loss was reset. {problem}"
+
+
+def log_source_loss(trainer, ckpt):
+    """Log the loss of weights before they were adapted to another architecture."""
+    block_size = trainer.raw_model.config.block_size
+    if config_of(ckpt).block_size < block_size:
+        trainer.log.info(
+            "no loss before adaptation: the original model "
+            f"cannot read block_size={block_size} tokens"
+        )
+        return
+    source_model, _ = build_from_checkpoint(ckpt)
+    loss = trainer.mean_loss(source_model.to(trainer.device).eval(), "val")
+    trainer.log.info(
+        f"validation loss before adaptation: {loss:.4f}; after it, untrained, at step 0"
+    )
