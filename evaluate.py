@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import pick_device, pick_dtype
+from model import allow_tf32, make_autocast, pick_device, pick_dtype
 from seugpt.checkpoint.pretrained import (
     ModelSource,
     build_from_checkpoint,
@@ -38,9 +38,9 @@ class EvaluateConfig(ModelSource):
         str | None, "folder in data/; None: the model's training data", "not empty"
     ] = None
     split: Annotated[Literal["val", "train"], "split of the data set"] = "val"
-    input: Annotated[
-        str | None, "a UTF-8 text instead: a file, or a folder of files", "path", "not empty"
-    ] = None
+    input: Annotated[str | None, "a UTF-8 text instead: a file, or a folder of files", "path"] = (
+        None
+    )
     stride: Annotated[
         int,
         "window stride: score only each window's last `stride` tokens; 0: windows do not overlap",
@@ -91,10 +91,9 @@ def load_evaluator(config):
     ckpt = load_pretrained(config.source)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for float32 matmuls, as in train.py
+    allow_tf32(device)
     model, _ = build_from_checkpoint(ckpt)
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    autocast = make_autocast(device, dtype)
     batch_size = config.batch_size or max(BATCH_TOKENS // model.config.block_size, 1)
     return Evaluator(ckpt, model.to(device).eval(), device, autocast, batch_size)
 

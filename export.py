@@ -18,13 +18,7 @@ from typing import Annotated
 import torch
 
 from seugpt.checkpoint.config_json import CLASSES, architecture_of, to_config_json
-from seugpt.checkpoint.huggingface import (
-    hf_names,
-    import_extra,
-    is_transposed,
-    parameter_shapes,
-    row_counts,
-)
+from seugpt.checkpoint.huggingface import hf_names, import_extra, is_transposed, row_counts
 from seugpt.checkpoint.pretrained import (
     ModelSource,
     build_from_checkpoint,
@@ -32,6 +26,7 @@ from seugpt.checkpoint.pretrained import (
     load_pretrained,
     tokenizer_of,
 )
+from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.checkpoint.storage import CHECKPOINT_FILES
 from seugpt.cli.command import command
 from seugpt.cli.config_parser import parse_configs
@@ -49,7 +44,7 @@ WRITTEN_FILES = (
 
 @dataclass(frozen=True)
 class ExportConfig(ModelSource):
-    to: Annotated[str | None, "folder to write", "path", "not empty"] = None
+    to: Annotated[str | None, "folder to write", "path"] = None
 
     def __post_init__(self):
         if self.to is None:

@@ -29,7 +29,11 @@ CPU_ATTENTION_MAX_TOKENS = 512
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture; the defaults are GPT-2's. Raises ValueError if two fields do not fit."""
+    """The architecture; the defaults are those of GPT-2 124M, without biases.
+
+    A field is `name: Annotated[type, help text, limits] = default`; it is also the option
+    --name=value. Raises ValueError if two fields contradict each other.
+    """
 
     block_size: Annotated[int, "context length in tokens", ">= 1"] = 1024
     vocab_size: Annotated[int | None, "token embeddings; None: the tokenizer's", ">= 1"] = None
@@ -63,7 +67,9 @@ class ModelConfig:
         """SwiGLU has a third matrix: 8/3 C gives it as many parameters as 4 C gives the others."""
         if self.mlp_hidden:
             return self.mlp_hidden
-        return math.ceil(self.n_embd / 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
+        if self.mlp == "swiglu":
+            return math.ceil(self.n_embd / 3) * 8
+        return 4 * self.n_embd
 
     def __post_init__(self):
         C, nh, nkv = self.n_embd, self.n_head, self.kv_heads
@@ -101,7 +107,7 @@ def gelu(x):
 
 
 def swiglu(x):
-    """Half of the channels gates the other half (2002.05202). (B, T, 2H) -> (B, T, H)."""
+    """One half of the channels gates the other (2002.05202). (B, T, 2H) -> (B, T, H)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -156,25 +162,30 @@ def attention(q, k, v, mask, dropout):
 def cpu_attention(q, k, v, dropout):
     """Causal attention written out: faster on a CPU than torch's fused kernel (docs/SPEED.md).
 
-    The query heads that share a key head become more rows of one matrix, so that no key is copied.
+    With GQA the query heads that share a key head become more rows of one matrix, so that no key is
+    copied. Without it group is 1, and the reshapes only merge B and nh.
     """
     B, nh, T, hs = q.shape
     group = nh // k.shape[1]
     q = q.reshape(-1, group * T, hs)  # (B nkv, group T, hs)
     k = k.reshape(-1, T, hs)  # (B nkv, T, hs)
     v = v.reshape(-1, T, hs)  # (B nkv, T, hs)
-    causal_mask = q.new_full((T, T), -torch.inf).triu(1).repeat(group, 1)  # (group T, T)
+    causal_mask = q.new_full((T, T), -torch.inf).triu(1)  # (T, T): -inf above the diagonal
+    causal_mask = causal_mask.repeat(group, 1)  # (group T, T)
 
-    scores = torch.baddbmm(causal_mask, q, k.mT, alpha=hs**-0.5)  # q kᵀ / √hs + mask
-    weights = scores.softmax(dim=-1)
+    scores = torch.baddbmm(causal_mask, q, k.mT, alpha=hs**-0.5)  # mask + q kᵀ / √hs
+    weights = scores.softmax(dim=-1)  # (B nkv, group T, T)
     weights = F.dropout(weights, dropout)
-    y = weights @ v
+    y = weights @ v  # (B nkv, group T, hs)
 
     return y.view(B, nh, T, hs)
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal self-attention; with nkv < nh it is GQA (2305.13245). (B, T, C) -> (B, T, C)."""
+    """Causal self-attention; with nkv < nh it is GQA (2305.13245). (B, T, C) -> (B, T, C).
+
+    cos_sin: RoPE's, None for learned positions; cache: a KVCache, None in training.
+    """
 
     def __init__(self, config, layer_idx):
         super().__init__()
@@ -186,7 +197,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.q_norm = make_norm(config, config.head_size) if config.qk_norm else identity
         self.k_norm = make_norm(config, config.head_size) if config.qk_norm else identity
-        self.rotate = apply_rotary_emb if config.position == "rope" else identity
+        self.apply_rope = apply_rotary_emb if config.position == "rope" else identity
         self.attn_dropout = config.dropout
         self.resid_dropout = make_dropout(config)
 
@@ -195,8 +206,8 @@ class CausalSelfAttention(nn.Module):
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, nh + 2 nkv, hs)
         q, k, v = qkv.split(self.num_heads, dim=2)
-        q = self.rotate(self.q_norm(q), cos_sin)
-        k = self.rotate(self.k_norm(k), cos_sin)
+        q = self.apply_rope(self.q_norm(q), cos_sin)
+        k = self.apply_rope(self.k_norm(k), cos_sin)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self, x, cos_sin, cache):
@@ -215,12 +226,11 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        hidden = config.mlp_hidden_size
         num_projections = 2 if config.mlp == "swiglu" else 1  # gate and value in one matmul
-        self.c_fc = nn.Linear(
-            config.n_embd, num_projections * config.mlp_hidden_size, bias=config.bias
-        )
+        self.c_fc = nn.Linear(config.n_embd, num_projections * hidden, bias=config.bias)
         self.act = ACTIVATIONS[config.mlp]
-        self.c_proj = nn.Linear(config.mlp_hidden_size, config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = make_dropout(config)
 
     def forward(self, x):
@@ -304,9 +314,9 @@ class GPT(nn.Module):
         else:
             positions = cache.advance(T)  # (B, T)
         x = self.wte(idx)  # (B, T, C)
-        cos_sin = None
         if self.wpe is not None:
             x = x + self.wpe(positions)
+            cos_sin = None
         else:
             cos_sin = rope_cos_sin(positions, self.config.head_size, self.config.rope_base)
         x = self.drop(x)
@@ -326,6 +336,24 @@ class GPT(nn.Module):
         """The logits (..., V) of normalized activations (..., C)."""
         return softcap(self.lm_head(x), self.config.logit_softcap)
 
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
+        """Append max_new_tokens tokens to each row of idx (B, T), drawn one by one.
+
+        temperature > 0; top_k: draw from the k likeliest tokens alone. This is the reference, which
+        reads the whole context for each token; sample.py does the same with a KV cache.
+        """
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -self.config.block_size :])
+            logits = logits[:, -1, :] / temperature  # (B, V)
+            if top_k is not None:
+                smallest_kept = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+                logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+            probs = logits.softmax(dim=-1)
+            next_ids = torch.multinomial(probs, num_samples=1)  # (B, 1)
+            idx = torch.cat((idx, next_ids), dim=1)
+        return idx
+
     def num_params(self):
         return sum(p.numel() for p in self.parameters())  # a tied matrix counts once
 
@@ -344,8 +372,7 @@ class GPT(nn.Module):
 def pick_device(name="auto", local_rank=0, local_world_size=1):
     """The torch.device of a name; "auto" is CUDA if there is one, else MPS, else the CPU.
 
-    Of several processes on one machine each gets the CUDA device of its local rank. Raises
-    DeviceError for a device that torch cannot see.
+    Raises DeviceError for a device that torch cannot see.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -359,18 +386,23 @@ def pick_device(name="auto", local_rank=0, local_world_size=1):
         raise DeviceError(
             "device=mps is not available: it needs a Mac with Apple silicon; try --device=auto"
         )
-    if device.type != "cuda":
-        return device
+    if device.type == "cuda":
+        return pick_cuda_device(device, local_rank, local_world_size)
+    return device
+
+
+def pick_cuda_device(device, local_rank, local_world_size):
+    """The CUDA device asked for; several processes on one machine get one each, by local rank."""
     count = torch.cuda.device_count()
     if local_world_size > count > 0:
         raise DeviceError(
-            f"{local_world_size} processes but only {count} "
-            f"CUDA devices; use --nproc_per_node={count}"
+            f"{local_world_size} processes but only {count} CUDA devices; "
+            f"use --nproc_per_node={count}"
         )
     index = local_rank if local_world_size > 1 or device.index is None else device.index
     if index >= count:
         raise DeviceError(
-            f"device={name} is not available: torch sees {count} CUDA devices; try --device=auto"
+            f"device={device} is not available: torch sees {count} CUDA devices; try --device=auto"
         )
     return torch.device("cuda", index)
 
@@ -409,6 +441,17 @@ def pick_dtype(name, device, training=False):
             "MPS lacks; use --dtype=bfloat16 or float32"
         )
     return getattr(torch, name)
+
+
+def make_autocast(device, dtype):
+    """The context in which a model computes in `dtype`; in float32 it changes nothing."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def allow_tf32(device):
+    """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits after the binary point."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
 
 
 def compile_model(model, warmup):

@@ -50,12 +50,8 @@ class PrepareConfig:
         f"folder in data/ to write; None: {DEFAULT_CORPUS}; built-in: {', '.join(CORPORA)}",
         "not empty",
     ] = None
-    input: Annotated[
-        str | None, "your own UTF-8 text: a file, or a folder of files", "path", "not empty"
-    ] = None
-    val_input: Annotated[
-        str | None, "validation text; None: the end of the input", "path", "not empty"
-    ] = None
+    input: Annotated[str | None, "your own UTF-8 text: a file, or a folder of files", "path"] = None
+    val_input: Annotated[str | None, "validation text; None: the end of the input", "path"] = None
     tokenizer: Annotated[
         str | None,
         "char, gpt2, bpe (trained on the text), or a meta.json "
@@ -89,9 +85,9 @@ class PrepareConfig:
             raise ValueError("\n".join(problems))
 
 
-def check_separate(option, path, folder):
+def check_input_is_not_output(option, path, folder):
     """Raise DataError if an input contains the files to be written, and so its own output."""
-    source = Path(os.path.realpath(path))  # follows links; a loop of them is refused later
+    source = Path(os.path.realpath(path))  # of links; find_files refuses a loop
     target = Path(os.path.realpath(folder))
     if source in (target, *target.parents, *(target / name for name in FILES)):
         raise DataError(
@@ -107,6 +103,15 @@ def existing_tokenizer(choice):
     if choice == "gpt2":
         return gpt2_tokenizer()
     return load_tokenizer(read_spec(choice), choice)
+
+
+def make_tokenizer(choice, parts, vocab_size):
+    """A char tokenizer of all characters, or BPE trained on the training text."""
+    if choice == "char":
+        alphabet = set().union(*(text.alphabet for text, _, _ in parts.values()))
+        return CharTokenizer("".join(sorted(alphabet)))
+    text, start, stop = parts["train"]
+    return train_bpe(split_at_word_boundaries(text.chunks(start, stop)), vocab_size)
 
 
 def encode_ahead(chunks, tokenizer):
@@ -191,7 +196,7 @@ def prepare(config):
     for option in ("input", "val_input"):
         path = getattr(config, option)
         if path is not None:
-            check_separate(option, path, folder)
+            check_input_is_not_output(option, path, folder)
     corpus = CORPORA.get(name)
     choice = config.tokenizer or (corpus.tokenizer if corpus else "char")
     tokenizer = existing_tokenizer(choice)
@@ -201,14 +206,10 @@ def prepare(config):
             download_corpus(name, folder / "input.txt")
         files = find_files(config.input or folder / "input.txt")
         parts = split_text(config, files, separator, with_alphabet=choice == "char")
-        text, start, stop = parts["train"]
-        if choice == "char":
-            alphabet = set().union(*(part.alphabet for part, _, _ in parts.values()))
-            tokenizer = CharTokenizer("".join(sorted(alphabet)))
-        elif choice == "bpe":
-            chunks = split_at_word_boundaries(text.chunks(start, stop))
-            tokenizer = train_bpe(chunks, config.vocab_size)
+        if tokenizer is None:
+            tokenizer = make_tokenizer(choice, parts, config.vocab_size)
         source = decode_argument(config.input or corpus.url or name)
+        text, _, _ = parts["train"]
         write_dataset(folder, parts, tokenizer, source, text.sha256)
 
 

@@ -16,17 +16,17 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import pick_device, pick_dtype
+from model import allow_tf32, pick_device, pick_dtype
 from seugpt.checkpoint.pretrained import ModelSource, load_for_inference
 from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import parse_configs
+from seugpt.cli.text_option import is_utf8, read_text_option
 from seugpt.cli.values import decode_argument
-from seugpt.data.text import is_utf8, read_text_option
-from seugpt.data.tokenizer import encode_prompt
+from seugpt.data.tokenizer import encode_option
 from seugpt.errors import DataError
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
-from seugpt.generation.text_stream import TextStream
+from seugpt.generation.text_stream import stream_texts
 
 DEFAULT_START = ("\n",)
 SEPARATOR = "---------------"
@@ -75,48 +75,25 @@ class TextGenerator:
         self.device = pick_device(config.device)
         self.model, self.tokenizer, self.description = load_for_inference(config.source)
         self.model.to(self.device, pick_dtype(config.dtype, self.device))
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32 for float32 matmuls
+        allow_tf32(self.device)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.decoder = None
 
     def encode(self, text):
         """The ids of a prompt. Raises DataError naming the characters unknown to the model."""
-        return encode_prompt(self.tokenizer, text, "start")
+        return encode_option(self.tokenizer, text, "start")
 
-    def generate(self, prompts, on_text):
-        """Continue the ids of each prompt; on_text(row, text) gets each text once it is certain.
-
-        Returns the number of tokens drawn.
-        """
+    def generate(self, prompts):
+        """Continue the ids of each prompt; yields (row, text) for each token, see stream_texts."""
         config = self.config
         if self.decoder is None:  # a chat uses the same one for every reply
             self.decoder = self.make_decoder(prompts)
-        tokens = generate_tokens(
-            self.decoder,
-            prompts,
-            config.max_new_tokens,
-            self.tokenizer.vocab_size,
-            self.params,
-            self.rng,
-        )
+        vocab_size = self.tokenizer.vocab_size
+        length = config.max_new_tokens
+        tokens = generate_tokens(self.decoder, prompts, length, vocab_size, self.params, self.rng)
         stops = tuple(map(decode_argument, config.stop))
-        streams = [TextStream(self.tokenizer, stops) for _ in prompts]
         chunk_size = 1 if self.device.type == "cpu" else GPU_CHUNK
-        count = 0
-        chunk = []
-        for next_ids in tokens:
-            chunk.append(next_ids)
-            if len(chunk) < chunk_size and count + len(chunk) < config.max_new_tokens:
-                continue
-            for ids in torch.stack(chunk).tolist():
-                count += 1
-                for row, token in enumerate(ids):
-                    on_text(row, streams[row].feed(token, last=count == config.max_new_tokens))
-            chunk = []
-            if all(stream.finished for stream in streams):
-                break
-        return count * len(prompts)
+        return stream_texts(tokens, self.tokenizer, len(prompts), length, stops, chunk_size)
 
     def make_decoder(self, prompts):
         config = self.config
@@ -137,21 +114,20 @@ def print_samples(generator, config):
     prompts = [read_text_option(start, "start") for start in config.start]
     starts = [prompt for prompt in prompts for _ in range(config.num_samples)]
     ids_of = {prompt: generator.encode(prompt) for prompt in prompts}
-    texts = ["" for _ in starts]
-
-    def on_text(row, text):
-        texts[row] += text
-        if row == 0:
-            print(text, end="", flush=True)
-
+    texts = list(starts)
     print("\n".join(generator.description), file=sys.stderr, flush=True)
     print(starts[0], end="", flush=True)
     start_time = time.perf_counter()
-    num_tokens = generator.generate([ids_of[start] for start in starts], on_text)
+    num_tokens = 0
+    for row, text in generator.generate([ids_of[start] for start in starts]):
+        num_tokens += 1
+        texts[row] += text
+        if row == 0:
+            print(text, end="", flush=True)
     seconds = time.perf_counter() - start_time
     print(f"\n{SEPARATOR}")
-    for start, text in list(zip(starts, texts, strict=True))[1:]:
-        print(f"{start}{text}\n{SEPARATOR}")
+    for text in texts[1:]:
+        print(f"{text}\n{SEPARATOR}")
     sys.stdout.flush()
     speed = num_tokens / seconds
     print(f"{num_tokens:,} tokens in {seconds:.1f} s: {speed:,.0f} tokens/s", file=sys.stderr)
@@ -193,27 +169,23 @@ def chat(generator, text):
 
 
 def print_reply(generator, prompt):
-    """Print the continuation of a prompt's ids as it is generated, up to Ctrl-C.
-
-    Returns its text.
-    """
-    reply = []
-
-    def on_text(row, text):
-        reply.append(text)
-        print(text, end="", flush=True)
-
+    """Print the continuation of a prompt's ids, up to Ctrl-C. Returns its text."""
+    reply = ""
     with contextlib.suppress(KeyboardInterrupt):
-        generator.generate([prompt], on_text)
+        for _, text in generator.generate([prompt]):
+            reply += text
+            print(text, end="", flush=True)
     print()
-    return "".join(reply)
+    return reply
 
 
 def main(argv=None):
     with command():
         config, params = parse_configs(argv, SampleConfig, SamplingParams, description=__doc__)
-        fewer = max(config.num_samples // 2, 1)
-        with out_of_memory_advice(f"fewer samples at a time, as in --num_samples={fewer}"):
+        advice = "the model alone is too large for this device; try --device=cpu"
+        if config.num_samples > 1:
+            advice = f"fewer samples at a time, as in --num_samples={config.num_samples // 2}"
+        with out_of_memory_advice(advice):
             generator = TextGenerator(config, params)
             if not config.interactive:
                 print_samples(generator, config)

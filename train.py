@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import ModelConfig, compile_model, pick_device, pick_dtype
+from model import ModelConfig, compile_model, make_autocast, pick_device, pick_dtype
 from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import ConfigParser
 from seugpt.data.dataset import Dataset
@@ -26,37 +26,34 @@ from seugpt.plots.loss_curve import draw_loss_curve
 from seugpt.training.distributed import DistributedEnv, process_group
 from seugpt.training.failures import memory_advice, not_finite_error
 from seugpt.training.init_from import (
-    as_begun,
     build_model,
     check_same_data,
-    is_complete,
     resolve_config,
+    with_original_init_from,
 )
-from seugpt.training.layer_stats import SnapshotRecorder
 from seugpt.training.logger import RunLogger
 from seugpt.training.memory import prepare_device
 from seugpt.training.optimizer import make_optimizers
 from seugpt.training.report import print_report
 from seugpt.training.run_checkpoint import log_source_loss, restore_run, save_run
 from seugpt.training.signals import SignalHandler
+from seugpt.training.snapshots import SnapshotRecorder
 from seugpt.training.throughput import Throughput, peak_flops
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything about a run except the architecture."""
+    """Everything about a run except the architecture; options as in ModelConfig."""
 
     # files
-    out_dir: Annotated[str, "folder for checkpoints, logs and plots", "path", "not empty"] = "out"
-    init_from: Annotated[str, "scratch, resume, auto, gpt2, a path", "path", "not empty"] = (
-        "scratch"
-    )
+    out_dir: Annotated[str, "folder for checkpoints, logs and plots", "path"] = "out"
+    init_from: Annotated[str, "scratch, resume, auto, gpt2, a path", "path"] = "scratch"
     eval_interval: Annotated[int, "steps between evaluations; each saves latest.pt", ">= 1"] = 2000
     log_interval: Annotated[int, "steps between logged training losses", ">= 1"] = 1
     eval_iters: Annotated[int, "batches per split in an evaluation; 0: whole splits", ">= 0"] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     report: Annotated[bool, "print parameters, FLOPs and memory, and stop"] = False
-    always_save_checkpoint: Annotated[bool, "nanoGPT's; latest.pt is always saved"] = True
+    always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: it always is"] = True
     keep_last: Annotated[int, "numbered checkpoints kept besides latest.pt", ">= 0"] = 0
     snapshot_interval: Annotated[int, "steps between snapshots for plots; 0: none", ">= 0"] = 0
     patience: Annotated[int, "evaluations without a new best to stop after; 0: none", ">= 0"] = 0
@@ -75,7 +72,7 @@ class TrainConfig:
     learning_rate: Annotated[float, "peak learning rate, reached after the warmup", ">= 0"] = 6e-4
     muon_lr: Annotated[float, "peak learning rate of Muon, on the same schedule", ">= 0"] = 0.02
     max_iters: Annotated[int, "steps to train", ">= 0"] = 600_000
-    weight_decay: Annotated[float, "matrices are multiplied by 1 - lr * this", ">= 0"] = 0.1
+    weight_decay: Annotated[float, "decoupled weight decay of matrices; 0: none", ">= 0"] = 0.1
     beta1: Annotated[float, "first-moment (momentum) decay", ">= 0", "< 1"] = 0.9
     beta2: Annotated[float, "second-moment decay of AdamW", ">= 0", "< 1"] = 0.95
     grad_clip: Annotated[float, "maximum gradient norm; 0 disables clipping", ">= 0"] = 1.0
@@ -158,9 +155,9 @@ class Trainer:
         self.micro_steps, self.row_slice = self.dist_env.split_step(
             config.gradient_accumulation_steps, config.batch_size
         )
+        # AdamW, decaying matrices alone; or Muon for the blocks' matrices, AdamW for the rest
         self.optimizers = make_optimizers(model, config, self.device, self.dtype)
-        use_amp = self.dtype != torch.float32
-        self.autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=use_amp)
+        self.autocast = make_autocast(self.device, self.dtype)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.num_clipped_steps = torch.zeros((), dtype=torch.long, device=self.device)
         self.state = TrainState()
@@ -173,17 +170,21 @@ class Trainer:
         )
         self.log.info(f"device: {self.device}, {str(self.dtype).removeprefix('torch.')}")
         if config.compiles(self.device):
-            self.log.info("compiling the model, which takes a minute ...")
-            failure = compile_model(self.raw_model, lambda: self.backward(*self.batch(0)))
-            if failure:
-                self.log.info(f"torch.compile failed, so the model runs uncompiled: {failure}")
+            self.compile()
         torch.manual_seed(config.seed + self.dist_env.rank)  # dropout differs between ranks
 
     def make_throughput(self):
         tokens_per_step = self.config.tokens_per_step(self.raw_model.config.block_size)
-        peak = peak_flops(self.device, self.dtype)
-        total_peak = peak and peak * self.dist_env.world_size
-        return Throughput(tokens_per_step, self.raw_model.flops_per_token(), total_peak)
+        peak = peak_flops(self.device, self.dtype)  # of one device; None if it is unknown
+        if peak is not None:
+            peak *= self.dist_env.world_size
+        return Throughput(tokens_per_step, self.raw_model.flops_per_token(), peak)
+
+    def compile(self):
+        self.log.info("compiling the model, which takes a minute ...")
+        failure = compile_model(self.raw_model, lambda: self.backward(*self.batch(0)))
+        if failure:
+            self.log.info(f"torch.compile failed, so the model runs uncompiled: {failure}")
 
     def run(self):
         """Train to max_iters. Returns the signal that ended the run early, or 0."""
@@ -202,9 +203,9 @@ class Trainer:
             if done or (not signum and state.step % config.eval_interval == 0):
                 self.evaluate()
                 self.save_checkpoint()
-            done = done or signum or self.out_of_patience()
-            self.snapshots.save_embeddings(state.step, last=done)
-            if done:
+            stopping = done or signum > 0 or self.out_of_patience()
+            self.snapshots.save_embeddings(state.step, last=stopping)
+            if stopping:
                 break
             self.train_step()
         if signum:
@@ -239,8 +240,11 @@ class Trainer:
         if self.row_slice is None:  # each rank has micro-batches of its own
             index = index * self.dist_env.world_size + self.dist_env.rank
         block_size = self.raw_model.config.block_size
-        arrays = self.dataset.batch("train", index, config.batch_size, block_size, config.seed)
-        return [self.to_device(array[self.row_slice or slice(None)]) for array in arrays]
+        # random windows of the text, and the same windows one token later
+        x, y = self.dataset.batch("train", index, config.batch_size, block_size, config.seed)
+        if self.row_slice is not None:  # the ranks share the rows of this micro-batch
+            x, y = x[self.row_slice], y[self.row_slice]
+        return self.to_device(x), self.to_device(y)
 
     def to_device(self, array):
         tensor = torch.from_numpy(array)
@@ -270,7 +274,7 @@ class Trainer:
     def clip_grad_norm(self):
         """Scale the gradients down to a norm of grad_clip. Returns their norm before, a tensor."""
         for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)  # also without clipping: the norm is logged
         parameters = list(self.raw_model.parameters())
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         max_norm = self.config.grad_clip
@@ -292,7 +296,10 @@ class Trainer:
         self.scaler.update()
 
     def log_step(self, loss, lr, grad_norm):
-        """Log the step just made, and the speed since the last logged one."""
+        """Log the step just made, and the speed since the last logged one.
+
+        Its numbers come from .item(), which waited for the device, so the clock is right.
+        """
         self.log.step(
             self.state.step - 1,
             loss=loss,
@@ -316,25 +323,33 @@ class Trainer:
             raise not_finite_error(values, state.step, self.dtype, self.config)
         is_best = state.record_evaluation(self.val_loss)
         if self.dist_env.rank == 0:
-            norm = torch.nn.utils.get_total_norm([p.detach() for p in self.raw_model.parameters()])
-            vocab_size = self.raw_model.config.vocab_size
-            self.log.evaluation(state.step, losses, norm.item(), self.sample(), vocab_size, is_best)
-            self.log.warn_no_improvement(state)
-            draw_loss_curve(self.log)
+            self.log_evaluation(losses, is_best)
         self.last_eval_step = state.step
-        self.last_save_step = None  # a checkpoint of this step would lack the evaluation
+        self.last_save_step = None  # a checkpoint saved earlier at this step lacks the evaluation
         self.raw_model.train()
         self.throughput.restart(state.step)
+
+    def log_evaluation(self, losses, is_best):
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.raw_model.parameters()])
+        vocab_size = self.raw_model.config.vocab_size
+        sample = self.sample()
+        self.log.evaluation(self.state.step, losses, norm.item(), sample, vocab_size, is_best)
+        self.log.warn_no_improvement(self.state)
+        draw_loss_curve(self.log)
 
     @torch.no_grad()
     def mean_loss(self, model, split):
         """The mean loss over all ranks of a model in eval mode, on the same tokens every time."""
-        config, dist_env = self.config, self.dist_env
-        shape = (config.batch_size, self.raw_model.config.block_size)
-        part = (dist_env.rank, dist_env.world_size)
-        batches = self.dataset.evaluation_batches(split, config.eval_iters, *shape, *part)
+        batches = self.dataset.evaluation_batches(
+            split,
+            self.config.eval_iters,
+            self.config.batch_size,
+            self.raw_model.config.block_size,
+            self.dist_env.rank,
+            self.dist_env.world_size,
+        )
         total = summed_loss(model, batches, self.device, self.autocast)
-        loss_sum, num_targets = dist_env.all_reduce_sum(total, self.device)
+        loss_sum, num_targets = self.dist_env.all_reduce_sum(total, self.device)
         return (loss_sum / num_targets).item()
 
     def sample(self):
@@ -345,7 +360,10 @@ class Trainer:
             return sample_text(self.raw_model, self.dataset.tokenizer, prompt, self.config.seed)
 
     def save_checkpoint(self):
-        """Write latest.pt, and best.pt if it is better; nothing if this step has been saved."""
+        """Write latest.pt, and best.pt if it is better; nothing if this step has been saved.
+
+        best.pt has weights, configs and tokenizer; latest.pt also optimizer, RNG and progress.
+        """
         if not self.config.eval_only and self.state.step != self.last_save_step:
             save_run(self)
             self.last_save_step = self.state.step
@@ -354,39 +372,41 @@ class Trainer:
 def train(model_config, config, ckpt):
     """Train a model and save it to out_dir. All is checked before anything is written."""
     dist_env = DistributedEnv.from_environment()
-    dist_env.split_step(config.gradient_accumulation_steps, config.batch_size)
+    dist_env.split_step(config.gradient_accumulation_steps, config.batch_size)  # may raise
     device = pick_device(config.device, dist_env.local_rank, dist_env.local_world_size)
+    pick_dtype(config.dtype, device, training=True)  # may raise
     backend = dist_env.pick_backend(config.backend, device)
     if config.report:
         print_report(model_config, config, dist_env, device)
         return
     dataset = Dataset(dataset_path(config.dataset))
     model, adaptation_notes = build_model(model_config, config, ckpt, dataset.tokenizer)
-    resumed = ckpt if config.init_from == "resume" else None
-    if resumed:
+    resume_ckpt = ckpt if config.init_from == "resume" else None
+    if resume_ckpt:
         check_same_data(ckpt, config, dataset)
-        if is_complete(ckpt, config, dist_env):
+        if ckpt["step"] >= config.max_iters and not config.eval_only:
+            if dist_env.rank == 0:
+                more = f"--max_iters={2 * ckpt['step'] or 1}"
+                print(f"{ckpt['path']} is at step {ckpt['step']}; for more: {more}")
             return
-        config = as_begun(ckpt, config)
+        config = with_original_init_from(ckpt, config)
     if dist_env.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
-    log = RunLogger(config, resumed, quiet=dist_env.rank > 0)
-    try:
-        log.start(model, dataset, dist_env.world_size, ckpt, adaptation_notes)
-        prepare_device(device)
-        with process_group(backend) as exit_process:
-            dist_env.check_same(step=resumed and ckpt["step"], data=dataset.fingerprint[:12])
+    prepare_device(device)
+    with process_group(backend) as exit_process:
+        dist_env.check_same(step=ckpt and ckpt["step"], data=dataset.fingerprint[:12])
+        log = RunLogger(config, resume_ckpt, quiet=dist_env.rank > 0)
+        with closing(log):
+            log.start(model, dataset, dist_env.world_size, ckpt, adaptation_notes)
             trainer = Trainer(model, config, dataset, log, dist_env)
-            if resumed:
-                restore_run(trainer, ckpt)
+            if resume_ckpt:
+                restore_run(trainer, ckpt)  # optimizer, RNG and progress
             if adaptation_notes:
                 log_source_loss(trainer, ckpt)
             if ckpt:
                 ckpt.clear()  # gigabytes, for a large model
             signum = trainer.run()
-            exit_process(128 + signum if signum else 0)  # the shells' convention for signals
-    finally:
-        log.close()
+        exit_process(128 + signum if signum else 0)  # the shells' convention for signals
 
 
 def main(argv=None):

@@ -29,7 +29,7 @@ from seugpt.cli.command import command, out_of_memory_advice, split_subcommand
 from seugpt.cli.config_parser import parse_configs
 from seugpt.errors import DataError
 from seugpt.generation.sampling import SamplingParams
-from seugpt.training.layer_stats import find_snapshots, load_embeddings
+from seugpt.training.snapshots import find_snapshots, load_embeddings
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,7 @@ class OutputFile:
     """Where a plot goes."""
 
     to: Annotated[
-        str | None,
-        "file to write, .png or .svg; None: one in the run's folder",
-        "path",
-        "not empty",
+        str | None, "file to write, .png or .svg; None: one in the run's folder", "path"
     ] = None
     show: Annotated[bool, "open a window as well"] = False
     suffixes = (".png", ".svg")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from model import IGNORE_INDEX, pick_dtype
+from model import IGNORE_INDEX, make_autocast, pick_dtype
 from seugpt.benchmark.contenders import Contender
 from seugpt.evaluation.loss import summed_loss
 
@@ -66,7 +66,7 @@ class NanoGPT(Baseline):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         self.dtype = torch.bfloat16 if on_cuda else torch.float32
-        self.autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=on_cuda)
+        self.autocast = make_autocast(self.device, self.dtype)
         torch.manual_seed(config.seed)
         shape = module.GPTConfig(
             c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd, c.dropout, c.bias
@@ -113,8 +113,7 @@ class Transformers(Baseline):
         torch.manual_seed(config.seed)
         self.model = GPT2LMHeadModel(hf_config).to(self.device).train()
         self.dtype = pick_dtype(config.dtype, self.device)
-        use_amp = self.dtype != torch.float32
-        self.autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=use_amp)
+        self.autocast = make_autocast(self.device, self.dtype)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.learning_rate,

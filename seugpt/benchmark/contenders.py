@@ -4,13 +4,14 @@ A contender has `step()`, one training step; `evaluate()`, the loss over the who
 and `generate(rows, tokens)`.
 """
 
+import math
 import resource
 import time
 from dataclasses import replace
 
 import torch
 
-from model import pick_device
+from model import allow_tf32, pick_device
 from seugpt.data.dataset import Dataset
 from seugpt.data.dataset_dir import dataset_path
 from seugpt.training.init_from import with_vocabulary
@@ -28,8 +29,7 @@ class Contender:
         # It writes nothing, and evaluates whole splits.
         self.config = replace(config, eval_only=True, eval_iters=0)
         self.device = pick_device(config.device)
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32, for all contenders alike
+        allow_tf32(self.device)  # for all contenders alike
         self.dataset = Dataset(dataset_path(config.dataset))
         self.model_config = with_vocabulary(model_config, self.dataset.tokenizer, config.dataset)
         self.step_index = 0
@@ -52,6 +52,7 @@ class Contender:
         alone; steps None if max_iters did not suffice.
         """
         seconds = 0.0
+        loss = math.inf
         history = []
         while self.step_index < self.config.max_iters:
             count = min(interval, self.config.max_iters - self.step_index)

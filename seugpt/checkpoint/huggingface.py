@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from model import GPT
 from seugpt.checkpoint.config_json import read_config, read_json
+from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.data.download import file_sha256
 from seugpt.data.tokenizer import load_tokenizer, read_spec
 from seugpt.errors import CheckpointError
@@ -149,28 +148,6 @@ def row_counts(name, shape, config):
     if config.mlp == "swiglu" and ".attn.c_attn." in name:
         return [n * config.head_size for n in (config.n_head, config.kv_heads, config.kv_heads)]
     return [shape[0]]
-
-
-class SkipInit(TorchFunctionMode):
-    """Skips initial values: on the meta device, drawing them would only load torch's compiler."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"]
-        return function(*args, **kwargs)
-
-
-def parameter_shapes(config, source):
-    """{name: shape} of the parameters of a model; a tied one appears under its first name.
-
-    Raises CheckpointError, naming `source`, for sizes that no model can have.
-    """
-    try:
-        with torch.device("meta"), SkipInit():
-            return {name: param.shape for name, param in GPT(config).named_parameters()}
-    except (RuntimeError, TypeError) as error:  # the product of the sizes exceeds 64 bits
-        raise CheckpointError(f"{source}: the sizes exceed 64 bits: {error}") from error
 
 
 def find_tensors(folder):

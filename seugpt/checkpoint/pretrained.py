@@ -12,6 +12,7 @@ import torch
 from model import GPT, ModelConfig
 from seugpt.checkpoint import huggingface, nanogpt
 from seugpt.checkpoint.adapt import adapt_state_dict
+from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.checkpoint.storage import (
     FORMAT,
     INFERENCE_KEYS,
@@ -37,11 +38,8 @@ class ModelSource:
         "resume: the run in out_dir; or a checkpoint, a run's folder, a Hugging Face folder, "
         "gpt2 to gpt2-xl",
         "path",
-        "not empty",
     ] = "resume"
-    out_dir: Annotated[
-        str, "folder of a run; best.pt is loaded, else latest.pt", "path", "not empty"
-    ] = "out"
+    out_dir: Annotated[str, "folder of a run; best.pt is loaded, else latest.pt", "path"] = "out"
 
     @property
     def source(self):
@@ -166,11 +164,11 @@ def build_from_checkpoint(ckpt, target_config=None, seed=0):
     try:
         actions = adapt_state_dict(model, ckpt["model"], source_config)
     except (TypeError, AttributeError, RuntimeError, IndexError) as error:
-        raise misfit(ckpt, error) from error
+        raise mismatch_error(ckpt, error) from error
     if needs_adaptation(source_config, target_config):
         return model, [f"{action}: {', '.join(names)}" for action, names in actions.items()]
     if "dropped" in actions:
-        raise misfit(ckpt, f"no place for {', '.join(actions['dropped'])}")
+        raise mismatch_error(ckpt, f"no place for {', '.join(actions['dropped'])}")
     return model, []
 
 
@@ -180,7 +178,7 @@ def needs_adaptation(source_config, target_config):
     return replace(target_config, **ignored) != replace(source_config, **ignored)
 
 
-def misfit(ckpt, problem):
+def mismatch_error(ckpt, problem):
     return CheckpointError(f"{ckpt['path']}: the weights do not fit model_config: {problem}")
 
 
@@ -188,15 +186,15 @@ def check_weights(ckpt, config):
     """Raise CheckpointError unless the weights fit `config`; builds no model of that size."""
     weights = ckpt["model"]
     if f"h.{config.n_layer - 1}.ln_1.weight" not in weights:
-        raise misfit(ckpt, f"the file has fewer layers than n_layer={config.n_layer}")
+        raise mismatch_error(ckpt, f"the file has fewer layers than n_layer={config.n_layer}")
     for name, tensor in weights.items():
         if not is_plain_tensor(tensor):
-            raise misfit(ckpt, f"{name} is not a plain array of floating-point numbers")
-    for name, shape in huggingface.parameter_shapes(config, ckpt["path"]).items():
+            raise mismatch_error(ckpt, f"{name} is not a plain array of floating-point numbers")
+    for name, shape in parameter_shapes(config, ckpt["path"]).items():
         found = getattr(weights.get(name), "shape", None)
         if found != shape:
             found = found and tuple(found)
-            raise misfit(ckpt, f"{name} has shape {found}, expected {tuple(shape)}")
+            raise mismatch_error(ckpt, f"{name} has shape {found}, expected {tuple(shape)}")
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{ckpt['path']} has weights that are NaN or infinite: {name}")

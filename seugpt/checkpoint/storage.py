@@ -18,7 +18,7 @@ from seugpt.files import atomic_write
 
 FORMAT = 1
 CHECKPOINT_FILES = ("best.pt", "latest.pt", "ckpt.pt")  # in a run's folder; ckpt.pt is nanoGPT's
-TYPES = {
+INFERENCE_KEYS = {  # what inference needs, with its type
     "format": int,
     "model": dict,
     "model_config": dict,
@@ -26,6 +26,9 @@ TYPES = {
     "tokenizer": dict,
     "step": int,
     "val_loss": float,  # NaN: not evaluated at this step
+}
+RESUME_KEYS = {  # what a run needs to continue
+    **INFERENCE_KEYS,
     "optimizer": list,
     "scaler": dict,
     "rng_states": list,
@@ -33,16 +36,6 @@ TYPES = {
     "eval_signature": list,
     "fingerprint": str,
 }
-INFERENCE_KEYS = (
-    "format",
-    "model",
-    "model_config",
-    "train_config",
-    "tokenizer",
-    "step",
-    "val_loss",
-)
-RESUME_KEYS = tuple(TYPES)
 
 
 def save_checkpoint(path, ckpt):
@@ -138,23 +131,21 @@ def checkpoints_in(folder):
 
 
 def check_content(path, ckpt, keys):
-    """Raise CheckpointError unless `ckpt` is a dictionary with `keys`, each of the right type."""
+    """Raise CheckpointError unless `ckpt` is a dictionary with valid values for {key: type}."""
     missing = [key for key in keys if not isinstance(ckpt, dict) or key not in ckpt]
     if missing:
-        can_infer = not set(missing) & set(INFERENCE_KEYS)
+        can_infer = not set(missing) & INFERENCE_KEYS.keys()
         problem = "cannot be resumed" if can_infer else "is not a seuGPT checkpoint"
         raise CheckpointError(f"{path} {problem}: it has no {', '.join(missing)}")
     if type(ckpt["format"]) is not int or ckpt["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {ckpt['format']}; this version reads format {FORMAT}"
         )
-    wrong = [key for key in keys if not isinstance(ckpt[key], TYPES[key])]
-    if not wrong and not is_count(ckpt["step"]):
-        wrong = ["step"]
-    if not wrong and "train_state" in keys and not is_train_state(ckpt["train_state"]):
-        wrong = ["train_state"]
-    if not wrong and "eval_signature" in keys and not is_signature(ckpt["eval_signature"]):
-        wrong = ["eval_signature"]
+    wrong = []
+    for key, expected in keys.items():
+        is_valid = CHECKS.get(key, lambda value: True)
+        if not isinstance(ckpt[key], expected) or not is_valid(ckpt[key]):
+            wrong.append(key)
     if wrong:
         raise CheckpointError(f"{path} is damaged: {', '.join(wrong)} has the wrong type or value")
 
@@ -173,6 +164,9 @@ def is_train_state(state):
     counts = [state.get(key) for key in ("step", "best_step", "evals_since_best")]
     best = state.get("best_val_loss")
     return all(map(is_count, counts)) and isinstance(best, float) and not math.isnan(best)
+
+
+CHECKS = {"step": is_count, "train_state": is_train_state, "eval_signature": is_signature}
 
 
 def missing_file_advice(path):
@@ -252,18 +246,3 @@ def describe(ckpt):
     if not math.isnan(ckpt["val_loss"]):
         facts.append(f"validation loss {ckpt['val_loss']:.4f}")
     return f"{ckpt['path']}: {', '.join(facts)}" if facts else str(ckpt["path"])
-
-
-def get_rng_states(device):
-    """The states of torch's global random generators, from which dropout draws."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type in ("cuda", "mps"):
-        states[device.type] = getattr(torch, device.type).get_rng_state()
-    return states
-
-
-def set_rng_states(states, device):
-    """The reverse of get_rng_states; a device without a saved state keeps its own."""
-    torch.set_rng_state(states["cpu"])
-    if device.type in ("cuda", "mps") and device.type in states:
-        getattr(torch, device.type).set_rng_state(states[device.type])

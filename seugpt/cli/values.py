@@ -1,8 +1,8 @@
 """Option values: what a field declares about an option; how a value is converted and checked.
 
 A config dataclass declares an option as `name: Annotated[type, help text, *tags] = default`. Tags
-are limits on the value (">= 1", "< 2**63", "not empty") and "path", which expands ~ to the user's
-home folder.
+are limits on the value (">= 1", "< 2**63", "not empty") and "path": not empty, with ~ for the home
+folder.
 """
 
 import contextlib
@@ -187,14 +187,14 @@ def coerce_option(option, value):
 
 def text_problem(text, tags):
     """What is wrong with a text, or None."""
-    if "not empty" in tags and not text:
+    if not text and ("not empty" in tags or "path" in tags):
         return "must not be empty"
     if "\0" in text:
         return "contains a zero byte"
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return "contains half a character, which cannot be written as UTF-8"
+        return "contains a lone surrogate, which UTF-8 cannot encode"
     return None
 
 

@@ -17,6 +17,7 @@ from seugpt.data.text import split_at_word_boundaries
 from seugpt.data.tokenizer_json import (
     END_OF_TEXT,
     HuggingFaceTokenizer,
+    bpe_spec,
     bpe_to_json,
     chars_to_json,
     spec_from_json,
@@ -144,7 +145,7 @@ def decode(tokenizer, ids):
     return tokenizer.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-def encode_prompt(tokenizer, text, option):
+def encode_option(tokenizer, text, option):
     """The ids of the text given to `option`.
 
     Raises DataError naming the characters unknown to the model.
@@ -211,10 +212,6 @@ def bpe_tokenizer(ranks):
         special_tokens={END_OF_TEXT: len(ranks)},
     )
     return BPETokenizer(encoding, bpe_spec(ranks))
-
-
-def bpe_spec(ranks):
-    return {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]}
 
 
 def train_bpe(texts, vocab_size):

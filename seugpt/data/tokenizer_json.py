@@ -58,6 +58,11 @@ def spec_from_json(text):
         return {"kind": "huggingface", "json": text}
     if ranks_sha256(ranks) == GPT2_SHA256:
         return {"kind": "gpt2"}
+    return bpe_spec(ranks)
+
+
+def bpe_spec(ranks):
+    """The spec of byte-level BPE; `ranks`: tokens as bytes in merge order."""
     return {"kind": "bpe", "ranks": [base64.b64encode(token).decode() for token in ranks]}
 
 

@@ -27,7 +27,7 @@ from model import IGNORE_INDEX
 from seugpt.errors import ConfigError, DataError, UserError, one_line
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
-from seugpt.generation.text_stream import TextStream
+from seugpt.generation.text_stream import stream_texts
 
 BOOTSTRAP_ITERS = 1000  # resamples for the standard error of a metric that is not a mean
 SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
@@ -169,18 +169,15 @@ class HarnessModel(TemplateLM):
         separator = self.tokenizer.document_separator
         stops = [*kwargs["until"], separator.strip()]  # a separator of newlines does not end a text
         stops = tuple(stop for stop in stops if stop)
-        streams = [TextStream(self.tokenizer, stops) for _ in contexts]
-        texts = [""] * len(contexts)
+        num_rows = len(contexts)
+        vocab_size = self.tokenizer.vocab_size
+        texts = [""] * num_rows
         with self.autocast:
-            decoder = Decoder(self.model, len(contexts), max(map(len, contexts)) + max_new_tokens)
-            tokens = generate_tokens(
-                decoder, contexts, max_new_tokens, self.tokenizer.vocab_size, params
-            )
-            for count, ids in enumerate(tokens, start=1):
-                for row, token in enumerate(ids.tolist()):
-                    texts[row] += streams[row].feed(token, last=count == max_new_tokens)
-                if all(stream.finished for stream in streams):
-                    break
+            decoder = Decoder(self.model, num_rows, max(map(len, contexts)) + max_new_tokens)
+            tokens = generate_tokens(decoder, contexts, max_new_tokens, vocab_size, params)
+            stream = stream_texts(tokens, self.tokenizer, num_rows, max_new_tokens, stops)
+            for row, text in stream:
+                texts[row] += text
         return texts
 
 

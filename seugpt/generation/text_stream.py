@@ -1,6 +1,7 @@
 """From tokens to text."""
 
 import codecs
+import itertools
 
 import torch
 
@@ -40,6 +41,26 @@ class TextStream:
         """The length of the longest end of `text` that begins a stop sequence."""
         beginnings = [stop[:n] for stop in self.stop_sequences for n in range(len(stop))]
         return max((len(part) for part in beginnings if text.endswith(part)), default=0)
+
+
+def stream_texts(tokens, tokenizer, num_rows, max_new_tokens, stop_sequences=(), chunk_size=1):
+    """Yields (row, text) for each token of each row; text is what is certain by then.
+
+    `tokens`: as from generate_tokens; they are fetched from the device `chunk_size` steps at a
+    time. Ends once every row has met a stop sequence.
+    """
+    streams = [TextStream(tokenizer, stop_sequences) for _ in range(num_rows)]
+    for count, ids in enumerate(fetch(tokens, chunk_size), start=1):
+        for row, token in enumerate(ids):
+            yield row, streams[row].feed(token, last=count == max_new_tokens)
+        if all(stream.finished for stream in streams):
+            return
+
+
+def fetch(tokens, chunk_size):
+    """Tensors (B,) as lists, `chunk_size` at a time: to ask for each one makes a GPU wait."""
+    while chunk := list(itertools.islice(tokens, chunk_size)):
+        yield from torch.stack(chunk).tolist()
 
 
 def sample_text(model, tokenizer, prompt, seed, max_new_tokens=120):

@@ -29,8 +29,8 @@ from seugpt.plots.style import (
     token_class,
     token_label,
 )
-from seugpt.training.layer_stats import MAX_ROWS
 from seugpt.training.metrics import read_metrics
+from seugpt.training.snapshots import MAX_ROWS
 
 AXIS_LABELS = {
     "pca": ("first principal component", "second principal component"),

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from seugpt.checkpoint.pretrained import load_for_inference
-from seugpt.data.text import read_text_option
-from seugpt.data.tokenizer import encode_prompt
+from seugpt.cli.text_option import read_text_option
+from seugpt.data.tokenizer import encode_option
 from seugpt.evaluation.loss import sliding_windows
 from seugpt.generation.sampling import logits_to_probs, sample_token
 from seugpt.training.layer_stats import forward_pre_hooks, residual_streams
@@ -31,7 +31,7 @@ def load_model_and_text(source, text):
     Raises CheckpointError, DataError.
     """
     model, tokenizer, _ = load_for_inference(source)
-    ids = encode_prompt(tokenizer, read_text_option(text, "text"), "text")
+    ids = encode_option(tokenizer, read_text_option(text, "text"), "text")
     return model, tokenizer, torch.tensor(ids.tolist())
 
 
@@ -60,7 +60,7 @@ def attention_weights(model, idx, summarize=lambda weights: weights):
     return summaries
 
 
-def unembed(model, x):
+def residual_to_logits(model, x):
     """The logits (..., V) if the residual stream x (..., C) were the last one."""
     return model.unembed(model.ln_f(x))
 
@@ -75,7 +75,7 @@ def logit_lens(model, N, ids):
     probs = []
     likeliest = []
     for x in residual_streams(model, ids[None]):
-        best = unembed(model, x[0])[:, :N].softmax(dim=-1).max(dim=-1)
+        best = residual_to_logits(model, x[0])[:, :N].softmax(dim=-1).max(dim=-1)
         probs.append(best.values)
         likeliest.append(best.indices)
     return torch.stack(probs), torch.stack(likeliest)
@@ -95,7 +95,7 @@ def surprisal(model, ids):
         x = residual_streams(model, window[None, :-1])[-1][0, first:]  # (scored tokens, C)
         targets = window[first + 1 :]
         for rows, next_ids in zip(x.split(CHUNK_LOGITS), targets.split(CHUNK_LOGITS), strict=True):
-            nats = F.cross_entropy(unembed(model, rows), next_ids, reduction="none")
+            nats = F.cross_entropy(residual_to_logits(model, rows), next_ids, reduction="none")
             bits.append(nats / math.log(2))
     return torch.cat(bits)
 

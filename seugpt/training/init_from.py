@@ -67,18 +67,8 @@ def check_same_data(ckpt, config, dataset):
         )
 
 
-def is_complete(ckpt, config, dist_env):
-    """Whether a resumed run has no steps left to make, which is then printed."""
-    step = ckpt["step"]
-    if step < config.max_iters or config.eval_only:
-        return False
-    if dist_env.rank == 0:
-        print(f"{ckpt['path']} is at step {step}; for more: --max_iters={2 * step or 1}")
-    return True
-
-
-def as_begun(ckpt, config):
-    """The TrainConfig of a resumed run, as config.py and later checkpoints show it."""
+def with_original_init_from(ckpt, config):
+    """The TrainConfig of a resumed run to record: its init_from is how the run first started."""
     init_from = ckpt["train_config"].get("init_from", "scratch")
     return replace(config, init_from=init_from, allow_data_change=False)
 
@@ -105,10 +95,8 @@ def build_model(model_config, config, ckpt, tokenizer):
         check_tokenizer(ckpt, tokenizer.spec(), config.dataset)
         return build_from_checkpoint(ckpt, model_config, config.seed)
     model_config = with_vocabulary(model_config, tokenizer, config.dataset)
-    check_memory(
-        FLOAT32_BYTES * estimate_num_params(model_config),
-        "a smaller --n_layer, --n_embd or --mlp_hidden needs less",
-    )
+    weights_size = FLOAT32_BYTES * estimate_num_params(model_config)
+    check_memory(weights_size, "a smaller --n_layer, --n_embd or --mlp_hidden needs less")
     torch.manual_seed(config.seed)  # the same weights on every rank
     return GPT(model_config), []
 

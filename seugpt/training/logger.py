@@ -11,14 +11,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from seugpt.checkpoint.storage import check_unchanged, describe
+from seugpt.checkpoint.storage import check_unchanged
 from seugpt.cli.command import silence_stdout
 from seugpt.cli.config_parser import to_source
 from seugpt.errors import ConfigError
 from seugpt.files import atomic_write
-from seugpt.training.layer_stats import remove_snapshots_after
 from seugpt.training.metrics import truncate_metrics
+from seugpt.training.run_description import (
+    describe_pretrained,
+    describe_resume,
+    describe_work,
+    schedule_notes,
+)
 from seugpt.training.run_folder import open_run_folder
+from seugpt.training.snapshots import remove_snapshots_after
 from seugpt.training.trackers import Trackers
 
 EVALS_BEFORE_WARNING = 3  # without improvement
@@ -92,84 +98,16 @@ class RunLogger:
 
     def start(self, model, dataset, world_size, ckpt=None, adaptation_notes=()):
         """Log what a run consists of and what it starts from; write config.py, which repeats it."""
-        self.describe_work(model, dataset, world_size)
+        lines = describe_work(model, self.config, dataset, world_size)
         if ckpt and self.resume_step is None:
-            self.describe_pretrained(ckpt, adaptation_notes)
+            lines += describe_pretrained(ckpt, adaptation_notes)
         elif ckpt:
-            self.describe_resume(ckpt, model.config)
-        self.describe_schedule()
+            lines += describe_resume(ckpt, self.config, model.config)
+        for line in [*lines, *schedule_notes(self.config)]:
+            self.info(line)
         if self.folder:
             with atomic_write(self.folder / "config.py") as temporary:
                 temporary.write_text(to_source(model.config, self.config), encoding="utf-8")
-
-    def describe_work(self, model, dataset, world_size):
-        config = self.config
-        block_size = model.config.block_size
-        num_tokens = dataset.tokens["train"]
-        self.info(f"model: {model.num_params():,} parameters")
-        self.info(f"data: {dataset.path}, {num_tokens:,} training tokens")
-        for note in dataset.notes:
-            self.info(f"note: {note}")
-        if config.eval_only:
-            return
-        tokens_per_step = config.tokens_per_step(block_size)
-        self.info(
-            f"tokens per step: {config.gradient_accumulation_steps} micro-batches x "
-            f"{config.batch_size} sequences x {block_size} tokens = {tokens_per_step:,}"
-        )
-        epochs = config.max_iters * tokens_per_step / num_tokens
-        self.info(
-            f"training: {config.max_iters:,} steps, {epochs:.2f} epochs, {world_size} process(es)"
-        )
-
-    def describe_pretrained(self, ckpt, adaptation_notes):
-        for note in ckpt.get("notes", []):
-            self.info(note)
-        self.info(f"weights from {describe(ckpt)}; everything else starts fresh")
-        for note in adaptation_notes:
-            self.info(f"    {note}")
-
-    def describe_resume(self, ckpt, model_config):
-        for note in ckpt.get("notes", []):
-            self.info(f"note: {note}")
-        stored = {**ckpt["train_config"], **ckpt["model_config"]}
-        current = {**vars(self.config), **vars(model_config)}
-        changed = []
-        for name, value in current.items():
-            if name in stored and stored[name] != value:
-                changed.append(f"{name} {stored[name]} -> {value}")
-        best_val_loss = ckpt["train_state"]["best_val_loss"]
-        self.info(
-            f"resumed from {ckpt['path']} at step {ckpt['step']:,}, best validation "
-            f"loss {best_val_loss:.4f}; changed options: {', '.join(changed) or 'none'}"
-        )
-
-    def describe_schedule(self):
-        """Notes on a learning rate schedule that is probably a mistake."""
-        config = self.config
-        if not config.decay_lr:
-            return
-        end = f"max_iters={config.max_iters}"
-        if config.lr_decay_iters > config.max_iters:
-            self.info(
-                f"note: lr_decay_iters={config.lr_decay_iters} exceeds "
-                f"{end}: the learning rate will not reach min_lr"
-            )
-        if config.lr_decay_iters < config.max_iters:
-            self.info(
-                f"note: lr_decay_iters={config.lr_decay_iters} is below "
-                f"{end}: the learning rate stays at min_lr from there on"
-            )
-        if config.warmup_iters > config.max_iters:
-            self.info(
-                f"note: warmup_iters={config.warmup_iters} exceeds "
-                f"{end}: the learning rate rises until the end"
-            )
-        if config.min_lr > config.learning_rate:
-            self.info(
-                f"note: min_lr={config.min_lr} exceeds "
-                f"learning_rate={config.learning_rate}: the learning rate will rise"
-            )
 
     def info(self, text, to_console=True):
         """A line for the console, above the progress bar if there is one, and for training.log."""

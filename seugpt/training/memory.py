@@ -1,14 +1,12 @@
-"""Memory: kept for the next step, checked before a model is built, and counted for the report."""
+"""Memory: freed memory is kept for the next step, and too large a model is not built."""
 
 import ctypes
 import os
 import sys
-import weakref
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from model import allow_tf32
 from seugpt.errors import DeviceError
 
 M_TRIM_THRESHOLD = -1  # of glibc's malloc.h
@@ -29,9 +27,9 @@ def keep_freed_memory():
 def prepare_device(device):
     """Set what holds for the whole process: its CUDA device, TF32 matmuls, and the allocator."""
     keep_freed_memory()
+    allow_tf32(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
 
 
 def check_memory(size, advice):
@@ -43,32 +41,3 @@ def check_memory(size, advice):
                 f"out of memory: the weights alone take {size:,} "
                 f"bytes, and this machine has {available:,}; {advice}"
             )
-
-
-class AllocationCounter(TorchDispatchMode):
-    """While entered, counts the bytes of all live tensors: `current`, and their maximum `peak`."""
-
-    def __init__(self, tensors):
-        """`tensors`: those that already exist."""
-        super().__init__()
-        self.sizes = {}  # by weak reference to a storage, which views share
-        self.current = 0
-        self.peak = 0
-        self.add(tensors)
-
-    def add(self, tensors):
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            reference = weakref.ref(storage, self.remove)
-            if reference not in self.sizes:
-                self.sizes[reference] = storage.nbytes()
-                self.current += storage.nbytes()
-        self.peak = max(self.peak, self.current)
-
-    def remove(self, reference):
-        self.current -= self.sizes.pop(reference)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.add(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
-        return result

@@ -15,7 +15,7 @@ POLAR_EXPRESS_COEFFS = (
 )
 
 
-def hidden_matrices(model):
+def muon_param_groups(model):
     """Parameter groups of the blocks' matrices, one per shape; each `rows` rows are one matrix.
 
     c_attn stacks the matrices of queries, keys and values, and swiglu's c_fc those of gate and
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum, and weight decay as in AdamW (2502.16982)."""
 
     def __init__(self, groups, lr, lr_scale, momentum, weight_decay, dtype):
-        """`groups`: from hidden_matrices; `dtype`: the run's, in which it multiplies too."""
+        """`groups`: from muon_param_groups; `dtype`: the run's, in which it multiplies too."""
         defaults = {
             "lr": lr,
             "lr_scale": lr_scale,

@@ -2,7 +2,7 @@
 
 import torch
 
-from seugpt.training.muon import Muon, hidden_matrices
+from seugpt.training.muon import Muon, muon_param_groups
 
 # What an optimizer stores for each parameter; everything but the step has the parameter's shape.
 STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}
@@ -14,7 +14,7 @@ def make_optimizers(model, config, device, dtype):
     A group's learning rate is get_lr(step) times its lr_scale. AdamW (1711.05101) decays matrices
     alone: pulling a bias or a norm's weight to zero regularizes nothing.
     """
-    muon_groups = hidden_matrices(model) if config.optimizer == "muon" else []
+    muon_groups = muon_param_groups(model) if config.optimizer == "muon" else []
     in_muon = {id(p) for group in muon_groups for p in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in in_muon]
     matrices = [p for p in rest if p.dim() >= 2]

@@ -13,13 +13,13 @@ import textwrap
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model import GPT, pick_dtype
-from seugpt.checkpoint.huggingface import SkipInit, parameter_shapes
+from model import GPT, make_autocast, pick_dtype
+from seugpt.checkpoint.shapes import SkipInit, parameter_shapes
 from seugpt.data.dataset import Dataset
 from seugpt.data.dataset_dir import dataset_path
 from seugpt.errors import ConfigError, DataError
+from seugpt.training.allocations import AllocationCounter
 from seugpt.training.init_from import with_vocabulary
-from seugpt.training.memory import AllocationCounter
 from seugpt.training.optimizer import make_optimizers
 
 MAX_LAYERS = 1000  # counting them takes 20 seconds
@@ -166,7 +166,7 @@ def count_memory(model_config, config, device, dtype, micro_steps, rows):
             if micro_steps == 1:  # no earlier micro-batch has left gradients
                 model.zero_grad(set_to_none=True)
             before = counter.current
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            with make_autocast(device, dtype):
                 loss = model(idx, idx)[1]  # as in Trainer.backward
             parts["activations"] = counter.current - before
             loss.backward()

@@ -4,14 +4,10 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from seugpt.checkpoint.pretrained import build_from_checkpoint, config_of
-from seugpt.checkpoint.storage import (
-    get_rng_states,
-    load_checkpoint,
-    rotate_checkpoints,
-    save_checkpoint,
-    set_rng_states,
-)
+from seugpt.checkpoint.storage import load_checkpoint, rotate_checkpoints, save_checkpoint
 from seugpt.errors import CheckpointError
 from seugpt.training.optimizer import restore_optimizers
 
@@ -59,6 +55,21 @@ def save_run(trainer):
     save_checkpoint(folder / "latest.pt", ckpt)
     if config.keep_last and evaluated:
         rotate_checkpoints(folder / "latest.pt", state.step, config.keep_last)
+
+
+def get_rng_states(device):
+    """The states of torch's global random generators, from which dropout draws."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "mps"):
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def set_rng_states(states, device):
+    """The reverse of get_rng_states; a device without a saved state keeps its own."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in ("cuda", "mps") and device.type in states:
+        getattr(torch, device.type).set_rng_state(states[device.type])
 
 
 def eval_signature(trainer):

@@ -23,7 +23,7 @@ RUN_FILES = (
 def open_run_folder(folder, resume):
     """Create out_dir and lock it; a new run moves the files of an earlier one to a subfolder.
 
-    Those of a run that ended before its first checkpoint stay: nothing can be resumed, and its log
+    Files of a run without a checkpoint stay in place: there is nothing to resume, and its log
     continues. Returns the lock, to be closed at the end, and the subfolder or None. Raises
     ConfigError.
     """

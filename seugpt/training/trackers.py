@@ -26,7 +26,7 @@ class Wandb:
     advice = "try wandb login, or"
 
     def __init__(self, config, resume_step):
-        # Not `import wandb`: it would find a folder of that name, which wandb itself makes.
+        # Without the package, `import wandb` would succeed: earlier runs leave a folder wandb/.
         from wandb import init, teardown
 
         # Without a network, finishing keeps a run waiting. Environment variables of the user win.

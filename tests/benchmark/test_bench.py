@@ -356,7 +356,7 @@ def test_sigterm_ends_the_measured_run_and_removes_its_folder(bench_folder, monk
         (["prepare", "--repeat=1e15"], ["out of memory"]),
         (["prepare", "--tokenizer=foo", "--rounds=1"], ["prepare.py", "tokenizer=foo"]),
         (["run", "quick.py", "--baseline=transformers"], ["baseline=transformers "]),
-        (["run", "quick.py", "--baseline="], ["baseline= "]),
+        (["run", "quick.py", "--baseline="], ["baseline='': "]),
         (["run", "quick.py", "--report", "--init_from=resume"], ["report=True, init_from=resume"]),
         (["run", "quick.py", "--eval_only"], ["eval_only=True"]),
         (

@@ -254,12 +254,12 @@ def test_every_numeric_option_has_a_limit_or_is_listed_as_needing_none():
     assert {name for name, tags in options if not tags} == WITHOUT_LIMITS
 
 
-def test_every_option_tagged_not_empty_refuses_an_empty_value():
+def test_every_option_that_must_not_be_empty_refuses_an_empty_value():
     options = {
         (cls, name)
         for cls in config_classes()
         for name, option in options_of(cls).items()
-        if "not empty" in option.tags
+        if {"not empty", "path"} & set(option.tags)
     }
     assert len(options) > 20
     for cls, name in options:

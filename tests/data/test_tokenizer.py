@@ -15,7 +15,7 @@ from seugpt.data.tokenizer import (
     BPETokenizer,
     CharTokenizer,
     decode,
-    encode_prompt,
+    encode_option,
     load_tokenizer,
     train_bpe,
 )
@@ -85,8 +85,8 @@ def test_bpe_training_without_rustbpe_names_the_install_command(monkeypatch):
 def test_an_empty_prompt_is_refused():
     """Some Hugging Face tokenizers drop blanks, so a prompt of blanks had no token to continue."""
     with pytest.raises(DataError, match="--start "):
-        encode_prompt(CharTokenizer("ab"), "", "start")
-    assert encode_prompt(CharTokenizer("ab"), "ba", "start").tolist() == [1, 0]
+        encode_option(CharTokenizer("ab"), "", "start")
+    assert encode_option(CharTokenizer("ab"), "ba", "start").tolist() == [1, 0]
 
 
 def test_a_prompt_with_a_million_blanks_is_encoded():

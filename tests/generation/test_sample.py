@@ -184,12 +184,12 @@ def test_ctrl_c_stops_the_reply_and_not_the_chat(chat, monkeypatch):
     generate = sample.TextGenerator.generate
     prompts = []
 
-    def interrupted(self, prompt_rows, on_text):
+    def interrupted(self, prompt_rows):
         prompts.append(self.tokenizer.decode_bytes(prompt_rows[0].tolist()).decode())
         if len(prompts) == 1:
-            on_text(0, "me")
+            yield 0, "me"
             raise KeyboardInterrupt
-        return generate(self, prompt_rows, on_text)
+        yield from generate(self, prompt_rows)
 
     monkeypatch.setattr(sample.TextGenerator, "generate", interrupted)
     printed = chat("viu ", KeyboardInterrupt, "a", EOFError)

@@ -264,6 +264,27 @@ def test_without_targets_only_the_last_logits_are_returned():
     torch.testing.assert_close(last_logits, logits[:, -1:])
 
 
+def test_generate_draws_each_token_from_the_logits_before_it():
+    """Greedy and sampled, past block_size too; the likeliest 2 tokens alone with top_k=2."""
+    model = perturbed_model(block_size=8)
+    prompt = torch.randint(17, (2, 5))
+    greedy = model.generate(prompt, 10, top_k=1)
+    assert greedy.shape == (2, 15)
+    assert torch.equal(greedy[:, :5], prompt)
+    for T in range(5, 15):
+        logits, _ = model(greedy[:, max(T - 8, 0) : T])
+        assert torch.equal(greedy[:, T], logits[:, 0].argmax(dim=-1))
+
+    logits, _ = model(prompt[:1])
+    likeliest = logits[0, 0].topk(2)
+    torch.manual_seed(0)
+    drawn = model.generate(prompt[:1].expand(4000, -1), 1, temperature=0.5, top_k=2)[:, -1]
+    expected = (likeliest.values / 0.5).softmax(dim=-1)
+    found = torch.stack([(drawn == i).float().mean() for i in likeliest.indices])
+    assert found.sum() == 1
+    assert torch.allclose(found, expected, atol=0.03)
+
+
 def test_ignored_targets_do_not_count_in_the_loss():
     model = small_model()
     x, y = torch.randint(17, (2, 2, 12))

@@ -27,7 +27,7 @@ from seugpt.plots.embeddings import (
     tsne,
 )
 from seugpt.plots.style import TOKEN_CLASSES, token_class, token_label
-from seugpt.training.layer_stats import find_snapshots, load_embeddings
+from seugpt.training.snapshots import find_snapshots, load_embeddings
 from tests.helpers import logged_metrics, save_perturbed_gpt
 
 PNG = b"\x89PNG"

@@ -130,7 +130,7 @@ def generate(source):
     """Load a model and draw two tokens, as sample.py does."""
     config = sample.SampleConfig(init_from=source, device="cpu", max_new_tokens=2)
     generator = sample.TextGenerator(config, SamplingParams())
-    generator.generate([[0]], lambda row, text: None)
+    list(generator.generate([[0]]))
 
 
 def export_model(source):

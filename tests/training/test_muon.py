@@ -5,7 +5,7 @@ import torch
 
 from model import GPT, ModelConfig
 from seugpt.training import muon as muon_module
-from seugpt.training.muon import hidden_matrices, orthogonalize
+from seugpt.training.muon import muon_param_groups, orthogonalize
 from seugpt.training.optimizer import make_optimizers
 from train import TrainConfig
 
@@ -33,7 +33,7 @@ def make_muon(model, dtype=torch.float32, **changes):
 )
 def test_each_projection_is_a_separate_matrix(changes, rows):
     """Orthogonalizing q, k and v as one matrix cost 0.03 of the loss in runs of docs/SPEED.md."""
-    groups = hidden_matrices(small_model(**changes))  # c_attn, c_proj, c_fc, c_proj
+    groups = muon_param_groups(small_model(**changes))  # c_attn, c_proj, c_fc, c_proj
     assert [group["rows"] for group in groups] == rows
     for group in groups:
         assert all(p.shape[0] % group["rows"] == 0 for p in group["params"])

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from model import GPT, ModelConfig
-from seugpt.checkpoint.huggingface import parameter_shapes
+from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.data.dataset import Dataset
 from seugpt.generation.kv_cache import KVCache
 from seugpt.training.report import (

@@ -10,13 +10,8 @@ import torch
 import train
 from model import GPT, ModelConfig
 from seugpt.errors import DataError
-from seugpt.training.layer_stats import (
-    LayerStats,
-    find_snapshots,
-    layer_of,
-    load_embeddings,
-    save_embeddings,
-)
+from seugpt.training.layer_stats import LayerStats, layer_of
+from seugpt.training.snapshots import find_snapshots, load_embeddings, save_embeddings
 from tests.helpers import logged_metrics, nested_equal, resume_state
 
 LAYERS = ("embedding", "h.0", "h.1", "head")
