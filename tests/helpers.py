@@ -120,24 +120,25 @@ def torchrun(*argv, ranks=2, restarts=0, script=ROOT / "train.py"):
     return run_python(*launcher, f"--max_restarts={restarts}", script, *argv, cwd=None)
 
 
-def start_script(argv, *launcher, script=ROOT / "train.py"):
+def start_script(argv, *launcher, script=ROOT / "train.py", **popen_options):
     """Start a script in the current folder, its output redirected to the file `output`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, *launcher, str(script), *argv]
     with open("output", "w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, **popen_options
         )
     atexit.register(process.kill)  # in case the test fails
     return process
 
 
-def wait_until(condition, process):
+def wait_until(condition, process=None):
     """Poll until condition() is true, and return its value. Fails if the process ends first."""
     deadline = time.monotonic() + 120
     while not (value := condition()):
-        is_running = process.poll() is None and time.monotonic() < deadline
-        assert is_running, Path("output").read_text(encoding="utf-8")
+        assert time.monotonic() < deadline
+        if process is not None:
+            assert process.poll() is None, Path("output").read_text(encoding="utf-8")
         time.sleep(0.01)
     return value
 

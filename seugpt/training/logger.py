@@ -114,14 +114,22 @@ class RunLogger:
         if self.quiet:
             return
         if to_console:
-            try:
+            with self.console():
                 if self.bar is None:
                     print(text, flush=True)
                 else:
                     self.bar.write(text)
-            except OSError:  # the console has gone, as in `| head`: the run and its log continue
-                silence_stdout()
         self.append(self.log_file, text)
+
+    @contextlib.contextmanager
+    def console(self):
+        """If the console has gone, as in `| head` or a closed terminal, the run continues."""
+        try:
+            yield
+        except OSError:
+            silence_stdout()
+            if self.bar is not None:
+                self.bar.disable = True
 
     def append(self, file, line):
         """Write a line to a file, if it is open. Raises ConfigError."""
@@ -163,7 +171,8 @@ class RunLogger:
     def advance(self):
         """One step was made."""
         if self.bar is not None:
-            self.bar.update()
+            with self.console():
+                self.bar.update()
 
     def evaluation(self, step, losses, param_norm, sample, vocab_size, is_best):
         """One evaluation: its losses, and a short sample of the model's text."""
@@ -227,4 +236,5 @@ class RunLogger:
                     with contextlib.suppress(OSError):  # on a full disk it cannot be flushed
                         file.close()
             if self.bar is not None:
-                self.bar.close()
+                with self.console():
+                    self.bar.close()

@@ -3,7 +3,11 @@
 import os
 import random
 import re
+import select
+import shlex
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,13 +15,16 @@ import pytest
 
 import train
 from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint
+from seugpt.training import signals
 from seugpt.training.signals import SIGNALS, SignalHandler
 from tests.helpers import (
+    ROOT,
     logged_values,
     nested_equal,
     resume_state,
     start_script,
     wait_for_output,
+    wait_until,
 )
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
@@ -74,16 +81,80 @@ def test_ctrl_c_to_torchrun_saves_its_last_step(tiny, run):
     check_saved(output)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
-def test_second_signal_ends_the_run_at_once(tiny, run, start_run, signum):
-    process = start_run(run(gradient_accumulation_steps=1_000_000))  # an endless step
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, SIGHUP], ids=lambda s: s.name)
+def test_signals_that_arrive_together_count_once(tiny, run, start_run, signum):
+    """The second SIGHUP of a closed terminal was taken for a second Ctrl-C, and lost the run."""
+    process = start_run(run(**LONG))
+    wait_for_output(process, "step 12: loss")
+    for _ in range(5):
+        process.send_signal(signum)
+        time.sleep(1e-4)
+    assert process.wait() == 128 + signum
+    check_saved(process.output.read_text(encoding="utf-8"))
+
+
+def test_sigterm_to_every_process_of_torchrun_loses_nothing(tiny, run):
+    """Ranks received it directly, and again from torchrun, which ended them unsaved."""
+    process = start_script(run(**LONG), *TORCHRUN, start_new_session=True)
+    wait_for_output(process, "step 12: loss")
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=120)
+    check_saved(Path("output").read_text(encoding="utf-8"))
+
+
+def test_closed_terminal_loses_nothing(tiny, run, monkeypatch):
+    """A real shell on a real terminal: the kernel and the shell each send a SIGHUP."""
+    pty = pytest.importorskip("pty")
+    bash = shutil.which("bash") or pytest.skip("there is no bash")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(bash, ["bash", "--norc", "-i"])
+    os.write(terminal, shlex.join([sys.executable, str(ROOT / "train.py"), *run(**LONG)]).encode())
+    os.write(terminal, b"\n")
+
+    def is_at_step_12():
+        readable, _, _ = select.select([terminal], [], [], 0.05)
+        if readable:
+            os.read(terminal, 1 << 16)  # else the run would wait for its reader
+        log = Path("out/training.log")
+        return log.exists() and "step 12: loss" in log.read_text(encoding="utf-8")
+
+    wait_until(is_at_step_12)
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    wait_until(lambda: "saved at step" in Path("out/training.log").read_text(encoding="utf-8"))
+    check_saved(Path("out/training.log").read_text(encoding="utf-8"))
+
+
+def test_ctrl_c_again_quits_only_after_a_while(monkeypatch):
+    """Other signals never do: a service manager and torchrun repeat them."""
+    clock = iter([100.0, 101.0, 103.0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: next(clock))
+    killed = []
+    monkeypatch.setattr(signals.os, "kill", lambda pid, signum: killed.append(signum))
+    before = signal.getsignal(signal.SIGINT)
+    handler = SignalHandler(quiet=True)
+    handler.handle(signal.SIGTERM, None)
+    handler.handle(signal.SIGTERM, None)
+    handler.handle(signal.SIGINT, None)  # one second after the first
+    assert (handler.received, killed) == (signal.SIGTERM, [])
+    handler.handle(signal.SIGINT, None)
+    signal.signal(signal.SIGINT, before)
+    assert killed == [signal.SIGINT]
+
+
+def test_ctrl_c_twice_ends_an_endless_step(tiny, run, start_run):
+    process = start_run(run(gradient_accumulation_steps=1_000_000))
     while not Path("out/latest.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGINT)
     wait_for_output(process, "Ctrl-C again quits now")
-    process.send_signal(signum)
-    assert process.wait(timeout=60) == -signum
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert process.wait() == -signal.SIGINT
     assert resume_state("out")["step"] == 0
 
 
