@@ -5,6 +5,7 @@ import json
 from model import ModelConfig
 from seugpt.cli.values import coerce_fields
 from seugpt.errors import CheckpointError, ConfigError
+from seugpt.files import read_text
 
 KINDS = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama"}  # by config.json's model_type
 CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -70,7 +71,7 @@ def reject_constant(name):
 def read_json(path):
     """The object in a JSON file. Raises CheckpointError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=reject_constant)
+        content = json.loads(read_text(path), parse_constant=reject_constant)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -8,12 +8,12 @@ weights_only=True, so that loading never runs code.
 import math
 import os
 import shutil
-import zipfile
 from pathlib import Path
 
 import torch
 
-from seugpt.errors import CheckpointError
+from seugpt.checkpoint.archive import read_archive, write_archive
+from seugpt.errors import CheckpointError, one_line
 from seugpt.files import atomic_write
 
 FORMAT = 1
@@ -47,7 +47,7 @@ def save_checkpoint(path, ckpt):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # someone may have moved the folder
         with atomic_write(path) as temporary:
-            torch.save({"format": FORMAT, **ckpt}, temporary)
+            write_archive(temporary, {"format": FORMAT, **ckpt})
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         existing = next(parent for parent in path.absolute().parents if parent.exists())
         free = shutil.disk_usage(existing).free
@@ -69,7 +69,8 @@ def tensor_bytes(value):
 def rotate_checkpoints(path, step, keep_last):
     """Keep the checkpoint at `path` as step-00001000.pt too, and the `keep_last` newest of these.
 
-    Where the file system has hard links, it is one file with two names until latest.pt is replaced.
+    Those of later steps, left from before the run was resumed at an earlier one, stay. Where the
+    file system has hard links, it is one file with two names until latest.pt is replaced.
     """
     numbered = path.with_name(f"step-{step:08d}.pt")
     try:
@@ -78,7 +79,8 @@ def rotate_checkpoints(path, step, keep_last):
                 os.link(path, temporary)
             except OSError:
                 shutil.copyfile(path, temporary)
-        for old in step_checkpoints(path.parent)[keep_last:]:
+        up_to_now = [old for old in step_checkpoints(path.parent) if old.name <= numbered.name]
+        for old in up_to_now[keep_last:]:
             old.unlink()
     except OSError as error:
         raise CheckpointError(
@@ -87,9 +89,8 @@ def rotate_checkpoints(path, step, keep_last):
 
 
 def step_checkpoints(folder):
-    """The step-*.pt files of a folder, newest first."""
-    paths = Path(folder).glob(f"step-{'[0-9]' * 8}.pt")
-    return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    """The step-*.pt files of a folder, the latest step first; copies may have other file times."""
+    return sorted(Path(folder).glob(f"step-{'[0-9]' * 8}.pt"), reverse=True)
 
 
 def load_checkpoint(path, keys=INFERENCE_KEYS):
@@ -107,21 +108,16 @@ def load_checkpoint(path, keys=INFERENCE_KEYS):
 
 
 def read_file(path):
-    """What torch.save wrote to a file; unlike torch.load, it verifies checksums.
-
-    Raises CheckpointError.
-    """
+    """What torch.save wrote to a file. Raises CheckpointError; see archive.py."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():
-                raise ValueError("a checksum is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_archive(path)
     except Exception as error:  # torch, zipfile and pickle each raise their own types
+        # What torch says is long, and advises to run the code in the file.
+        reason = one_line(error) if type(error) is ValueError else type(error).__name__
         others = [other.name for other in checkpoints_in(path.parent) if other != path]
         advice = f". Other checkpoints in {path.parent}: {', '.join(others)}" if others else ""
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}){advice}"
-        ) from error
+        problem = f"{path} cannot be read as a checkpoint ({reason})"
+        raise CheckpointError(f"{problem}{advice}") from error
 
 
 def checkpoints_in(folder):

@@ -121,15 +121,25 @@ def test_resuming_from_best_names_the_missing_keys(trained):
         load_checkpoint("out/best.pt", RESUME_KEYS)
 
 
-def test_rotation_keeps_the_last_written_checkpoints(tmp_path):
-    """Not those of the highest steps: a run may have been resumed from an earlier step."""
+def test_rotation_keeps_the_latest_steps_whatever_the_file_times(tmp_path):
+    """In a copied folder, whose files all had new times, step 9 was taken for newer than 12."""
     path = tmp_path / "latest.pt"
-    for seconds, step in enumerate((20, 5, 10), start=1):
+    for seconds, step in enumerate((3, 6, 9, 12), start=1):
         save_checkpoint(path, {"step": step})
-        os.utime(path, ns=(0, seconds * 10**9))
+        rotate_checkpoints(path, step, keep_last=2)
+        os.utime(tmp_path / f"step-{step:08d}.pt", ns=(0, -seconds * 10**9))
+    names = [path.name for path in step_checkpoints(tmp_path)]
+    assert names == ["step-00000012.pt", "step-00000009.pt"]
+
+
+def test_rotation_leaves_the_checkpoints_of_later_steps(tmp_path):
+    """A run resumed from an earlier step must not lose what it writes, nor what it left."""
+    path = tmp_path / "latest.pt"
+    for step in (20, 5, 10, 15):
+        save_checkpoint(path, {"step": step})
         rotate_checkpoints(path, step, keep_last=2)
     names = [path.name for path in step_checkpoints(tmp_path)]
-    assert names == ["step-00000010.pt", "step-00000005.pt"]
+    assert names == ["step-00000020.pt", "step-00000015.pt", "step-00000010.pt"]
 
 
 def test_find_checkpoint_prefers_best_to_latest(trained):
