@@ -40,7 +40,11 @@ from seugpt.files import atomic_write_all
 
 DEFAULT_CORPUS = "python_docs"
 TRAINED = {"char": CharTokenizer, "bpe": BPETokenizer}  # tokenizers that are made from the text
-FILES = ("train.bin", "val.bin", "meta.json")
+FILES = (
+    "meta.json",
+    "train.bin",
+    "val.bin",
+)  # in the order in which they appear, see write_dataset
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,19 @@ def write_tokens(path, text, start, stop, tokenizer):
 
 
 def write_dataset(folder, parts, tokenizer, source, sha256):
-    """Write train.bin, val.bin and meta.json; they appear together, once all are complete."""
+    """Write train.bin, val.bin and meta.json; they appear together, once all are complete.
+
+    meta.json comes first: if the process is killed in between, files that are not those it
+    describes are refused, but token files without it could be anyone's. Raises DataError.
+    """
     splits = {}
-    with atomic_write_all(*(folder / name for name in FILES)) as (train_path, val_path, meta_path):
+    with atomic_write_all(*(folder / name for name in FILES)) as (meta_path, train_path, val_path):
         for split, path in (("train", train_path), ("val", val_path)):
             text, start, stop = parts[split]
             splits[split] = write_tokens(path, text, start, stop, tokenizer)
             print_split(split, stop - start, splits[split])
+            if splits[split]["tokens"] < 2:
+                raise DataError(f"the {split} split needs at least 2 tokens; use more text")
         write_meta(meta_path, tokenizer, splits, source, sha256)
     kind = tokenizer.spec()["kind"]
     print(f"vocabulary: {tokenizer.vocab_size:,} tokens ({kind}); written to {folder}")

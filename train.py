@@ -65,6 +65,7 @@ class TrainConfig:
     tensorboard: Annotated[bool, "write event files to out_dir/tensorboard as well"] = False
     # data
     dataset: Annotated[str, "folder in data/, written by prepare.py"] = "openwebtext"
+    tokenizer: Annotated[Literal["gpt2"] | None, "of token files without meta.json"] = None
     gradient_accumulation_steps: Annotated[int, "micro-batches a step, all GPUs", ">= 1"] = 40
     batch_size: Annotated[int, "sequences per micro-batch", ">= 1"] = 12
     # optimizer
@@ -188,7 +189,7 @@ class Trainer:
 
     def run(self):
         """Train to max_iters. Returns the signal that ended the run early, or 0."""
-        with closing(self.log), SignalHandler(quiet=self.dist_env.rank > 0) as signals:
+        with SignalHandler(quiet=self.dist_env.rank > 0) as signals, closing(self.log):
             signum = self.loop(signals)
             self.log.end(self.state, signum)
         return signum
@@ -379,7 +380,7 @@ def train(model_config, config, ckpt):
     if config.report:
         print_report(model_config, config, dist_env, device)
         return
-    dataset = Dataset(dataset_path(config.dataset))
+    dataset = Dataset(dataset_path(config.dataset), config.tokenizer)
     model, adaptation_notes = build_model(model_config, config, ckpt, dataset.tokenizer)
     resume_ckpt = ckpt if config.init_from == "resume" else None
     if resume_ckpt:

@@ -3,6 +3,7 @@
 # Expect: train loss 3.11, val loss 3.12 (nanoGPT's README, on its own split); not measured here.
 init_from = "gpt2"  # a download of 0.5 GB, once
 dataset = "openwebtext"
+tokenizer = "gpt2"  # of files without meta.json, such as nanoGPT's
 eval_only = True
 
 # 500 x 8 windows of 1,024 tokens, evenly spaced over each split

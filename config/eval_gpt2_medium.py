@@ -3,6 +3,7 @@
 # Expect: train loss 2.85, val loss 2.84 (nanoGPT's README, on its own split); not measured here.
 init_from = "gpt2-medium"  # a download of 1.5 GB, once
 dataset = "openwebtext"
+tokenizer = "gpt2"  # of files without meta.json, such as nanoGPT's
 eval_only = True
 
 # 500 x 8 windows of 1,024 tokens, evenly spaced over each split

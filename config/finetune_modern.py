@@ -4,6 +4,7 @@
 # worse: adaptation always changes the outputs.
 out_dir = "out-finetune-modern"
 dataset = "shakespeare"
+tokenizer = "gpt2"  # of files without meta.json, such as nanoGPT's
 init_from = "gpt2"
 
 position = "rope"  # the learned positions are dropped

@@ -3,6 +3,7 @@
 # Expect: not measured here. The weights of gpt2-xl are 6.4 GB; those of gpt2, the smallest, 0.5 GB.
 out_dir = "out-shakespeare"
 dataset = "shakespeare"
+tokenizer = "gpt2"  # of files without meta.json, such as nanoGPT's
 init_from = "gpt2-xl"
 
 eval_interval = 5

@@ -5,6 +5,7 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 out_dir = "out-gpt2"
 dataset = "openwebtext"
+tokenizer = "gpt2"  # of files without meta.json, such as nanoGPT's
 wandb_project = "owt"
 wandb_run_name = "gpt2-124M"
 

@@ -5,6 +5,7 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_modern_gpt2_size.py
 out_dir = "out-modern-gpt2"
 dataset = "fineweb_edu"
+tokenizer = "gpt2"  # of files without meta.json, such as nanoGPT's
 wandb_project = "fineweb"
 wandb_run_name = "modern-124M"
 

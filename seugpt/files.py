@@ -1,4 +1,4 @@
-"""Files that survive crashes: atomic writes, and one writer at a time in a folder."""
+"""Files that survive crashes: atomic writes, one writer at a time in a folder, regular files."""
 
 import contextlib
 import errno
@@ -10,6 +10,18 @@ from pathlib import Path
 from seugpt.errors import ConfigError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_regular(path):
+    """Raise OSError if `path` is a folder, a pipe or a device, which can be read for ever."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_text(path):
+    """The text of a UTF-8 file. Raises OSError, also for what is no regular file, or ValueError."""
+    check_regular(path)
+    return Path(path).read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager

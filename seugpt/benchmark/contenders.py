@@ -30,7 +30,7 @@ class Contender:
         self.config = replace(config, eval_only=True, eval_iters=0)
         self.device = pick_device(config.device)
         allow_tf32(self.device)  # for all contenders alike
-        self.dataset = Dataset(dataset_path(config.dataset))
+        self.dataset = Dataset(dataset_path(config.dataset), config.tokenizer)
         self.model_config = with_vocabulary(model_config, self.dataset.tokenizer, config.dataset)
         self.step_index = 0
         self.compile_seconds = 0.0

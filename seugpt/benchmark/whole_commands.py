@@ -95,7 +95,8 @@ def nanogpt_command(source, folder, model_config, config):
     It has GPT-2's architecture at our sizes. Raises ConfigError.
     """
     data = dataset_path(config.dataset)
-    vocab_size = link_data_for_nanogpt(data, folder / "data" / data.name, model_config)
+    dataset = Dataset(data, config.tokenizer)
+    vocab_size = link_data_for_nanogpt(dataset, folder / "data" / data.name, model_config)
     # Its train.py looks for the vocabulary in a pickle, and here for configurator.py.
     (folder / "data" / data.name / "meta.pkl").write_bytes(dumps({"vocab_size": vocab_size}))
     (folder / "configurator.py").symlink_to(Path(source, "configurator.py").resolve())
@@ -116,12 +117,12 @@ def nanogpt_command(source, folder, model_config, config):
     return [sys.executable, Path(source, "train.py").resolve(), "run.py"], folder
 
 
-def link_data_for_nanogpt(data, target, model_config):
+def link_data_for_nanogpt(dataset, target, model_config):
     """Link train.bin and val.bin of a data set to `target`. Returns the vocab_size.
 
     Raises ConfigError.
     """
-    dataset = Dataset(data)
+    data = dataset.path
     if not (data / "train.bin").is_file() or token_dtype(dataset.tokenizer.vocab_size).itemsize > 2:
         raise ConfigError(
             f"nanoGPT cannot read {data}: it needs train.bin and val.bin, with ids of 16 bits"

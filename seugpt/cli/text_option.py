@@ -4,6 +4,7 @@ from pathlib import Path
 
 from seugpt.cli.values import decode_argument
 from seugpt.errors import DataError
+from seugpt.files import check_regular
 
 
 def is_utf8(text):
@@ -25,7 +26,8 @@ def read_text_option(value, option):
         return text
     path = Path(value.removeprefix("FILE:"))
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        check_regular(path)
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (offset {error.start:,})") from error
     except (OSError, ValueError) as error:  # ValueError: not a possible file name

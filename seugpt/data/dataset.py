@@ -10,7 +10,7 @@ import numpy as np
 from model import IGNORE_INDEX
 from seugpt.data.corpora import CORPORA
 from seugpt.data.dataset_dir import NUM_SAMPLES, fingerprint, read_meta
-from seugpt.data.shards import LAYOUTS, SPLITS, find_external, open_all, open_flat
+from seugpt.data.shards import LAYOUTS, LAYOUTS_OF_GPT2, SPLITS, find_external, open_all, open_flat
 from seugpt.data.tokenizer import load_tokenizer
 from seugpt.errors import DataError
 
@@ -23,14 +23,17 @@ class Dataset:
     should log about its data.
     """
 
-    def __init__(self, path):
-        """Raises DataError if a file is missing or damaged."""
+    def __init__(self, path, tokenizer=None):
+        """`tokenizer`: "gpt2" for token files from elsewhere, which do not name it.
+
+        Raises DataError if a file is missing or damaged.
+        """
         self.path = Path(path)
         self.notes = []
         if (self.path / "meta.json").exists():
             self.ids, self.bytes, spec = self.open_prepared()
         else:
-            self.ids, self.bytes, spec = self.open_external()
+            self.ids, self.bytes, spec = self.open_external(tokenizer)
         self.tokens = {split: len(ids) for split, ids in self.ids.items()}
         self.fingerprint = self.compute_fingerprint()  # now: the files on the disk may change later
         # Last, as GPT-2's may have to be downloaded.
@@ -61,7 +64,7 @@ class Dataset:
         if described.get("fingerprint") != fingerprint(file):
             raise self.error(f"{file} is not the file that meta.json was written with")
 
-    def open_external(self):
+    def open_external(self, tokenizer):
         """The same for token files that were prepared elsewhere."""
         layout, files = find_external(self.path)
         if layout is None:
@@ -69,11 +72,14 @@ class Dataset:
                 f"there is no data set in {self.path} (no meta.json, "
                 "train.bin, *_train_*.npy or *_train_*.bin)"
             )
+        if tokenizer is None and layout not in LAYOUTS_OF_GPT2:
+            raise DataError(
+                f"{self.path} has token files ({layout} layout) but no meta.json, which would name "
+                "their tokenizer. If they are GPT-2 tokens, as nanoGPT's are, say so: "
+                "--tokenizer=gpt2"
+            )
         counts = f"{len(files['train']):,} train, {len(files['val']):,} val"
-        self.notes.append(
-            f"{self.path} has no meta.json: its ids are read as GPT-2 tokens "
-            f"({layout} layout; files: {counts})"
-        )
+        self.notes.append(f"{self.path} has GPT-2 tokens in {layout} layout; files: {counts}")
         return open_all(files, LAYOUTS[layout]), dict.fromkeys(SPLITS), {"kind": "gpt2"}
 
     def compute_fingerprint(self):

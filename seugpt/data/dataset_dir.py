@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from seugpt.errors import DataError
-from seugpt.files import lock_folder
+from seugpt.files import check_regular, lock_folder, read_text
 
 FORMAT = 1
 ROOT = Path("data")  # relative to the folder in which the command runs
@@ -78,6 +78,7 @@ def fingerprint(path, num_samples=NUM_SAMPLES):
     It tells in milliseconds whether a .bin file belongs to its meta.json; reading 20 GB would delay
     each start by a minute.
     """
+    check_regular(path)
     size = Path(path).stat().st_size
     last_offset = max(size - FINGERPRINT_BYTES, 0)
     sha256 = hashlib.sha256(str(size).encode())
@@ -115,7 +116,7 @@ def read_meta(path, splits):
 
     Raises ValueError, KeyError or TypeError if it is not what write_meta writes.
     """
-    meta = json.loads(path.read_text(encoding="utf-8"))
+    meta = json.loads(read_text(path))
     if meta["format"] != FORMAT or "tokenizer" not in meta:
         raise ValueError(f"format {meta['format']}, expected {FORMAT}")
     if meta["dtype"] not in ("uint16", "uint32"):

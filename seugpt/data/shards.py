@@ -8,7 +8,7 @@ supported as well:
     X_train_000001.bin, X_val_000000.bin   llm.c: 256 int32 (magic, version, number of tokens,
                                            zeros), then uint16
 
-None of them names its tokenizer; all are written with GPT-2's.
+The first two do not name their tokenizer; the magic number of the third stands for GPT-2's.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from io import FileIO
 import numpy as np
 
 from seugpt.errors import DataError
+from seugpt.files import check_regular
 
 SPLITS = ("train", "val")
 UINT16 = np.dtype("<u2")
@@ -141,6 +142,7 @@ class TokenArray:
 
 def open_file(path):
     try:
+        check_regular(path)
         file = FileIO(path)
     except OSError as error:
         raise DataError(f"cannot open {path}: {error.strerror}") from error
@@ -208,6 +210,7 @@ def open_llmc(path):
 
 
 LAYOUTS = {"nanoGPT": open_flat, "NumPy": open_npy, "llm.c": open_llmc}
+LAYOUTS_OF_GPT2 = ("llm.c",)  # whose files say that their tokens are GPT-2's
 
 
 def find_external(folder):

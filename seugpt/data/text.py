@@ -22,6 +22,11 @@ def find_files(path):
         files = []
         for folder, subfolders, names in os.walk(path, onerror=raise_unreadable):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for link in filter(os.path.islink, (os.path.join(folder, name) for name in subfolders)):
+                raise DataError(
+                    f"{link} is a link to a folder, which is not followed. "
+                    "Move the folder there, or remove the link"
+                )
             files += [Path(folder, name) for name in names if not name.startswith(".")]
         if not files:
             raise DataError(f"the folder {path} contains no files")
@@ -54,18 +59,21 @@ def encoding_advice(path):
     )
 
 
-def read_chunks(path, on_bytes=lambda chunk: None):
+def read_chunks(path, on_bytes):
     """A file's text in chunks, decoded as UTF-8; a byte order mark is dropped, line ends are kept.
 
     `on_bytes` sees each chunk of raw bytes. Raises DataError with the offset of the first byte that
     is not UTF-8.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     try:
         with open(path, "rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 on_bytes(chunk)
+                if offset == 0 and chunk.startswith(codecs.BOM_UTF8):
+                    offset = len(codecs.BOM_UTF8)
+                    chunk = chunk[offset:]
                 pending = len(decoder.getstate()[0])  # bytes of a character cut off by the chunk
                 yield decoder.decode(chunk)
                 offset += len(chunk)
@@ -93,28 +101,33 @@ class Text:
         self.separator = separator
         self.num_chars = 0
         self.alphabet = set()
-        sha256 = hashlib.sha256()
-        for chunk in self.chunks(on_bytes=sha256.update):
+        self.sha256 = None
+        for chunk in self.all_chunks():
             self.num_chars += len(chunk)
             if with_alphabet:
                 self.alphabet.update(chunk)
-        self.sha256 = sha256.hexdigest()
 
-    def chunks(self, start=0, stop=None, on_bytes=lambda chunk: None):
+    def chunks(self, start=0, stop=None):
         """The characters from `start` to `stop` (None: the end), in chunks of about a megabyte."""
         position = 0
-        for chunk in self.joined_chunks(on_bytes):
+        for chunk in self.all_chunks():
             first = max(start - position, 0)
             last = None if stop is None else max(stop - position, 0)
             if chunk[first:last]:
                 yield chunk[first:last]
             position += len(chunk)
 
-    def joined_chunks(self, on_bytes):
+    def all_chunks(self):
+        """The whole text. Raises DataError at its end if it is not what was read at first."""
+        sha256 = hashlib.sha256()
         for number, path in enumerate(self.files):
             if number:
                 yield self.separator
-            yield from read_chunks(path, on_bytes)
+            yield from read_chunks(path, sha256.update)
+        if self.sha256 not in (None, sha256.hexdigest()):
+            names = str(self.files[0]) if len(self.files) == 1 else "a file of the text"
+            raise DataError(f"{names} changed while it was read. Run the same command again")
+        self.sha256 = sha256.hexdigest()
 
 
 def split_at_word_boundaries(chunks):

@@ -23,6 +23,7 @@ from seugpt.data.tokenizer_json import (
     spec_from_json,
 )
 from seugpt.errors import DataError
+from seugpt.files import read_text
 
 # How GPT-2 splits text into words before merging. A word never extends past its last letter into
 # white space, so prepare.py can split a long text between words and still get the same tokens.
@@ -275,7 +276,7 @@ def read_spec(path):
         candidates = [path / name for name in ("meta.json", "tokenizer.json")]
         path = next(filter(Path.is_file, candidates), path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         content = json.loads(text)
         return spec_from_json(text) if "model" in content else content["tokenizer"]
     except DataError as error:

@@ -43,7 +43,7 @@ def text_from_dataset(ckpt, name, split):
             f"{ckpt['path']} does not say what it was "
             "trained on; give --dataset=NAME or --input=FILE"
         )
-    dataset = Dataset(dataset_path(name))
+    dataset = Dataset(dataset_path(name), tokenizer="gpt2")
     check_tokenizer(ckpt, dataset.tokenizer.spec(), name)
     vocab_size = min(dataset.tokenizer.vocab_size, config_of(ckpt).vocab_size)
     dataset.check_ids(split, vocab_size)  # now, rather than after hours of work

@@ -15,7 +15,7 @@ from seugpt.checkpoint.storage import check_unchanged
 from seugpt.cli.command import silence_stdout
 from seugpt.cli.config_parser import to_source
 from seugpt.errors import ConfigError
-from seugpt.files import atomic_write
+from seugpt.files import atomic_write, check_regular
 from seugpt.training.metrics import truncate_metrics
 from seugpt.training.run_description import (
     describe_pretrained,
@@ -33,6 +33,7 @@ BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remain
 
 def open_log(path):
     """A file to append to, flushed at each line, so that a crash loses none."""
+    check_regular(path)
     # A file name in the log may have bytes that are not UTF-8.
     return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 

@@ -2,7 +2,7 @@
 
 import json
 
-from seugpt.files import atomic_write
+from seugpt.files import atomic_write, check_regular
 
 
 def parse_line(line):
@@ -25,6 +25,7 @@ def is_number(value):
 
 def iterate_metrics(path):
     """parse_line of each line, one by one: the lines of a long run would fill the memory."""
+    check_regular(path)
     if path.exists():
         with open(path, "rb") as file:
             for line in file:

@@ -237,7 +237,7 @@ def print_report(model_config, config, dist_env, device):
     dtype = pick_dtype(config.dtype, device, training=True)
     dataset = None
     try:
-        dataset = Dataset(dataset_path(config.dataset))
+        dataset = Dataset(dataset_path(config.dataset), config.tokenizer)
         notes = dataset.notes
         model_config = with_vocabulary(model_config, dataset.tokenizer, config.dataset)
     except DataError as error:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from seugpt.errors import ConfigError, one_line
-from seugpt.files import atomic_write
+from seugpt.files import atomic_write, read_text
 from seugpt.training.metrics import iterate_metrics
 
 
@@ -35,7 +35,7 @@ class Wandb:
         path = Path(config.out_dir, "wandb_run_id")
         run_id = None
         if resume_step is not None and path.exists():
-            run_id = path.read_text(encoding="utf-8").strip()
+            run_id = read_text(path).strip()
         self.run = init(
             project=config.wandb_project,
             name=config.wandb_run_name,

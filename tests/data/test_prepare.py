@@ -1,5 +1,6 @@
 """prepare.py: texts to token files, texts that cannot be used, full disks, other processes."""
 
+import codecs
 import errno
 import itertools
 import os
@@ -165,13 +166,79 @@ def test_pipes_and_devices_are_refused_without_reading_them(workspace, refused, 
     assert "regular file" in message
 
 
+def test_a_link_to_a_folder_is_named(workspace, refused):
+    """Its texts were left out without a word."""
+    write("more/b.txt", "b")
+    write("texts/a.txt", "a")
+    Path("texts/more").symlink_to(Path("more").absolute())
+    assert "texts/more is a link" in refused(prepare.main, "t", "--input=texts")
+
+
+@pytest.mark.parametrize("change", ["longer", "abd" * 1000, ""])
+def test_an_input_that_changes_while_it_is_read_is_refused(workspace, refused, monkeypatch, change):
+    """A text that shrank divided by zero, and another one was written with a wrong checksum."""
+    write("t.txt", "abc" * 1000)
+    split_text = prepare.split_text
+
+    def split_and_change(*arguments, **options):
+        parts = split_text(*arguments, **options)
+        write("t.txt", "abc" * 1001 if change == "longer" else change)
+        return parts
+
+    monkeypatch.setattr(prepare, "split_text", split_and_change)
+    assert "t.txt changed while it was read" in refused(prepare.main, "t", "--input=t.txt")
+    assert not Path("data/t").exists()
+
+
+def test_a_split_of_one_token_is_refused(workspace, refused):
+    """It has no target, so nothing could be evaluated on it."""
+    write("t.txt", "abcabcabca")
+    assert "the val split" in refused(prepare.main, "t", "--input=t.txt", "--val_fraction=0.1")
+    assert not Path("data/t").exists()
+
+
+@pytest.mark.parametrize("num_renames", [1, 2])
+def test_files_of_a_preparation_killed_between_its_renames_are_refused(
+    workspace, monkeypatch, num_renames
+):
+    """train.bin without meta.json was trained on as GPT-2 tokens, with a mere note."""
+    write("t.txt", "abc" * 100)
+    write("u.txt", "abcd" * 200)
+    replace = os.replace
+    replaced = []
+
+    def replace_and_die(source, target):
+        if len(replaced) == num_renames:
+            raise KeyboardInterrupt
+        replaced.append(Path(target).name)
+        replace(source, target)
+
+    for before in ([], ["--input=t.txt"]):
+        if before:
+            prepare.main(["t", *before])
+        replaced.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace_and_die)
+            with pytest.raises(SystemExit):
+                prepare.main(["t", "--input=u.txt"])
+        assert replaced[0] == "meta.json"
+        with pytest.raises(DataError, match=r"python prepare\.py t"):
+            Dataset("data/t", tokenizer="gpt2")
+    prepare.main(["t", "--input=u.txt"])
+    assert Dataset("data/t").tokens == {"train": 720, "val": 80}
+
+
 @pytest.mark.parametrize("offset", [0, 9, 10, 29])
-def test_a_byte_that_is_not_utf8_is_named_with_its_offset(workspace, refused, monkeypatch, offset):
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_byte_that_is_not_utf8_is_named_with_its_offset(
+    workspace, refused, monkeypatch, offset, mark
+):
+    """Behind a byte order mark the offset was three bytes too small."""
     monkeypatch.setattr(text, "CHUNK_BYTES", 10)
-    Path("t.txt").write_bytes(b"a" * offset + "ação".encode("latin1") + b" " * 20)
+    Path("t.txt").write_bytes(mark + b"a" * offset + "ação".encode("latin1") + b" " * 20)
     message = refused(prepare.main, "t", "--input=t.txt")
     assert "0xe7" in message
-    assert f"offset {offset + 1})" in message
+    assert f"offset {len(mark) + offset + 1})" in message
     assert "iconv -f latin1 -t utf-8 't.txt'" in message
 
 

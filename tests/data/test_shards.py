@@ -72,7 +72,7 @@ def test_shards_read_as_one_array(tmp_path, monkeypatch, sizes):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_is_read_as_gpt2_tokens(folder, loaded_specs, layout):
     ids = {"train": np.arange(1000) ** 2 % 97, "val": np.arange(50) % 97}
-    dataset = Dataset(write_token_files(folder, layout, **ids))
+    dataset = Dataset(write_token_files(folder, layout, **ids), "gpt2")
     for split in ids:
         np.testing.assert_array_equal(dataset.ids[split][:], ids[split])
     assert dataset.tokens == {"train": 1000, "val": 50}
@@ -80,7 +80,7 @@ def test_each_layout_is_read_as_gpt2_tokens(folder, loaded_specs, layout):
     assert loaded_specs == [{"kind": "gpt2"}]
     dataset.check(100, 16)
     [note] = dataset.notes
-    for fragment in (str(folder), "no meta.json", "GPT-2", layout):
+    for fragment in (str(folder), "GPT-2", layout):
         assert fragment in note
 
 
@@ -91,7 +91,7 @@ def test_shards_are_sorted_by_name_and_the_last_split_in_a_name_counts(folder):
         np.save(folder / f"{name}.npy", np.array([token_id], dtype=np.uint16))
     for ignored in ("a_training_1.npy", "._a_train_1.npy", "a_train_1.npy.part", "notes_val_1.txt"):
         (folder / ignored).write_bytes(b"?")
-    dataset = Dataset(folder)
+    dataset = Dataset(folder, "gpt2")
     assert dataset.ids["train"][:].tolist() == [1, 2, 3]
     assert dataset.ids["val"][:].tolist() == [8, 9]
 
@@ -101,7 +101,7 @@ def test_npy_files_may_be_uint32(folder):
     for number in range(3):
         ids = np.full(20, 70_000 + number, dtype=np.uint32)
         np.save(folder / f"fineweb_edu_train_{number:06d}.npy", ids)
-    dataset = Dataset(folder)
+    dataset = Dataset(folder, "gpt2")
     assert dataset.ids["train"][19:21].tolist() == [70_000, 70_001]
     with pytest.raises(DataError, match=r"train_000000\.npy .*\b70000\b.*\b50256\b"):
         dataset.check(50_257, 16)
@@ -111,18 +111,18 @@ def test_npy_files_may_have_format_version_2(folder):
     write_token_files(folder, "NumPy", [0] * 30, [0] * 30)
     with open(folder / "fineweb_edu_train_000001.npy", "wb") as file:
         np.lib.format.write_array(file, np.arange(20, dtype=np.uint16), version=(2, 0))
-    assert Dataset(folder).ids["train"][10:30].tolist() == list(range(20))
+    assert Dataset(folder, "gpt2").ids["train"][10:30].tolist() == list(range(20))
 
 
 def test_the_ids_of_every_shard_are_checked(folder):
-    dataset = Dataset(write_token_files(folder, "llm.c", [0] * 20 + [99], [0] * 30))
+    dataset = Dataset(write_token_files(folder, "llm.c", [0] * 20 + [99], [0] * 30), "gpt2")
     dataset.check(100, 16)
     with pytest.raises(DataError, match=r"web_train_000002\.bin .*\b99\b.*\b98\b.*prepare\.py web"):
         dataset.check(99, 16)
 
 
 def test_a_short_split_of_several_shards_is_named_by_the_first(folder):
-    dataset = Dataset(write_token_files(folder, "llm.c", [0] * 21, [0] * 31))
+    dataset = Dataset(write_token_files(folder, "llm.c", [0] * 21, [0] * 31), "gpt2")
     with pytest.raises(DataError, match=r"train_000000\.bin \(and 2 more\) .*--block_size=20"):
         dataset.check(100, 30)
 
@@ -133,8 +133,8 @@ def test_training_is_the_same_on_each_layout(tiny, run, capsys, loaded_specs, la
     write_token_files(Path("data/web"), layout, own.ids["train"][:], own.ids["val"][:], shards=7)
     train.main(run(out_dir="out-own", vocab_size=100))
     assert "no meta.json" not in capsys.readouterr().out
-    train.main(run(dataset="web", vocab_size=100))
-    assert "\nnote: " + Dataset("data/web").notes[0] in capsys.readouterr().out
+    train.main(run(dataset="web", tokenizer="gpt2", vocab_size=100))
+    assert "\nnote: " + Dataset("data/web", "gpt2").notes[0] in capsys.readouterr().out
     for key, count in (("loss", 10), ("train_loss", 3), ("val_loss", 3)):
         values = logged_values("out", key)
         assert values == logged_values("out-own", key)
@@ -144,7 +144,8 @@ def test_training_is_the_same_on_each_layout(tiny, run, capsys, loaded_specs, la
 def test_training_and_sampling_with_gpt2s_real_vocabulary(workspace, run, capsys):
     ids = gpt2_or_skip().encode("The boy saw the apple and did not eat it.\n" * 20)
     write_token_files(Path("data/web"), "llm.c", ids, ids[:60])
-    train.main(run(dataset="web", max_iters=2, eval_interval=2, vocab_size=50304))
+    options = {"dataset": "web", "tokenizer": "gpt2", "vocab_size": 50304}
+    train.main(run(max_iters=2, eval_interval=2, **options))
     assert load_checkpoint("out/best.pt")["tokenizer"] == {"kind": "gpt2"}
     sample.main(["--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=The"])
     assert "The" in capsys.readouterr().out
@@ -243,6 +244,22 @@ DAMAGES = {
 }
 
 
+@pytest.mark.parametrize("layout", ["nanoGPT", "NumPy"])
+def test_the_tokenizer_of_external_files_must_be_said(folder, loaded_specs, layout):
+    """Files without meta.json, such as those of a copy without it, were read as GPT-2 tokens."""
+    write_token_files(folder, layout, np.arange(30), np.arange(30))
+    with pytest.raises(DataError, match=r"data/web has token files .* --tokenizer=gpt2"):
+        Dataset(folder)
+    assert loaded_specs == []
+    assert Dataset(folder, "gpt2").tokenizer.vocab_size == 100
+
+
+def test_the_tokenizer_of_llmc_files_is_in_their_header(folder, loaded_specs):
+    dataset = Dataset(write_token_files(folder, "llm.c", np.arange(30), np.arange(30)))
+    assert loaded_specs == [{"kind": "gpt2"}]
+    assert "llm.c" in dataset.notes[0]
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_named_before_the_vocabulary_is_loaded(folder, loaded_specs, name):
     layout = name.partition(":")[0]
@@ -250,7 +267,7 @@ def test_damage_is_named_before_the_vocabulary_is_loaded(folder, loaded_specs, n
     write_token_files(folder, layout, np.arange(30), np.arange(30))
     damage(folder / DAMAGED_FILES[layout])
     with pytest.raises(DataError, match=pattern) as error:
-        Dataset(folder)
+        Dataset(folder, "gpt2")
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
     assert loaded_specs == []
@@ -261,9 +278,9 @@ def test_the_suggested_conversion_to_uint32_works(folder):
     for number in range(3):
         np.save(folder / f"fineweb_edu_train_{number:06d}.npy", np.arange(10).reshape(5, 2))
         with pytest.raises(DataError) as error:
-            Dataset(folder)
+            Dataset(folder, "gpt2")
         exec(re.search(r'python -c "(.*)"', str(error.value)).group(1))
-    assert Dataset(folder).ids["train"][:].tolist() == list(range(10)) * 3
+    assert Dataset(folder, "gpt2").ids["train"][:].tolist() == list(range(10)) * 3
 
 
 def test_the_suggested_command_prepares_the_text_beside_nanogpts_pickle(folder, loaded_specs):
@@ -271,9 +288,9 @@ def test_the_suggested_command_prepares_the_text_beside_nanogpts_pickle(folder, 
     (folder / "meta.pkl").write_bytes(MALICIOUS_PICKLE)
     (folder / "input.txt").write_text("o menino viu a maçã " * 20, encoding="utf-8")
     with pytest.raises(DataError) as error:
-        Dataset(folder)
+        Dataset(folder, "gpt2")
     prepare.main(re.search(r"python prepare.py (.*)", str(error.value)).group(1).split())
-    assert Dataset(folder).tokens["train"] == 360
+    assert Dataset(folder, "gpt2").tokens["train"] == 360
     assert loaded_specs[0]["kind"] == "char"
 
 
@@ -293,7 +310,7 @@ def test_meta_json_takes_precedence_over_other_files(tiny, loaded_specs):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_replacing_the_files_does_not_change_the_tokens_of_a_run(folder, layout):
     """When prepare.py ran again during a training run, the run silently got the new text."""
-    dataset = Dataset(write_token_files(folder, layout, np.arange(90), np.arange(30)))
+    dataset = Dataset(write_token_files(folder, layout, np.arange(90), np.arange(30)), "gpt2")
     before = dataset.batch("train", 0, 8, 16, seed=0)
     paths = list(folder.iterdir())
     for path in paths:
@@ -308,7 +325,7 @@ def test_replacing_the_files_does_not_change_the_tokens_of_a_run(folder, layout)
 
 def test_a_file_truncated_during_a_run_is_named(folder):
     """With a memory-mapped file, the process would die of a bus error."""
-    dataset = Dataset(write_token_files(folder, "nanoGPT", np.arange(90), np.arange(30)))
+    dataset = Dataset(write_token_files(folder, "nanoGPT", np.arange(90), np.arange(30)), "gpt2")
     os.truncate(folder / "train.bin", 100)
     assert dataset.ids["train"][:50].tolist() == list(range(50))
     with pytest.raises(DataError, match=r"train\.bin .*\b90\b.* --init_from=resume"):
@@ -321,9 +338,9 @@ def test_the_limit_of_open_files_is_raised_as_far_as_the_system_allows(folder, m
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (50, hard))
-        assert Dataset(folder).tokens["train"] == 300
+        assert Dataset(folder, "gpt2").tokens["train"] == 300
         monkeypatch.setattr(resource, "getrlimit", lambda which: (50, 100))
         with pytest.raises(DataError, match=r"60 token files .*\b100\b"):
-            Dataset(folder)
+            Dataset(folder, "gpt2")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

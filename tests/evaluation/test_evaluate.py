@@ -262,6 +262,7 @@ def test_the_eval_presets_have_nanogpts_values(name):
     assert parser.parse([str(preset)]).values == {
         "init_from": name,
         "dataset": "openwebtext",
+        "tokenizer": "gpt2",
         "eval_only": True,
         "eval_iters": 500,
         "batch_size": 8,

@@ -159,7 +159,7 @@ def fine_tune(source):
 
 def read_batches(folder):
     """Read a data set, as a run does."""
-    dataset = Dataset(folder)
+    dataset = Dataset(folder, "gpt2")
     dataset.check(dataset.tokenizer.vocab_size, 8)
     dataset.batch("train", 0, 4, 8, 0)
     list(dataset.evaluation_batches("val", 0, 4, 8))

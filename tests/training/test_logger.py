@@ -10,7 +10,7 @@ import pytest
 import train
 from seugpt.checkpoint.storage import load_checkpoint
 from seugpt.plots.curves import plot_losses, to_run
-from seugpt.training.logger import RunLogger, open_log
+from seugpt.training.logger import RunLogger
 from seugpt.training.metrics import read_metrics
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -87,7 +87,7 @@ def test_full_disk_message_names_the_file_and_the_command_that_continues(
 
     def start_on_a_full_disk(self, *arguments):
         start(self, *arguments)
-        setattr(self, name, open_log("/dev/full"))
+        setattr(self, name, open("/dev/full", "a", buffering=1))  # noqa: SIM115
 
     monkeypatch.setattr(RunLogger, "start", start_on_a_full_disk)
     message = refused(train.main, *run())

@@ -89,7 +89,8 @@ def test_signals_that_arrive_together_count_once(tiny, run, start_run, signum):
     for _ in range(5):
         process.send_signal(signum)
         time.sleep(1e-4)
-    assert process.wait() == 128 + signum
+    # On a busy machine the last one may arrive when the run has ended.
+    assert process.wait() in (128 + signum, -signum)
     check_saved(process.output.read_text(encoding="utf-8"))
 
 
