@@ -22,7 +22,7 @@ from seugpt.data.tokenizer_json import (
     chars_to_json,
     spec_from_json,
 )
-from seugpt.errors import DataError
+from seugpt.errors import DataError, one_line
 from seugpt.files import read_text
 
 # How GPT-2 splits text into words before merging. A word never extends past its last letter into
@@ -254,10 +254,8 @@ def load_tokenizer(spec, source="tokenizer"):
         raise ValueError(spec["kind"])
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:  # IndexError: `spec` is a tensor
-        raise DataError(
-            f"{source}: not a valid tokenizer spec: {type(error).__name__} {error}"
-        ) from error
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{source}: not a valid tokenizer spec: {one_line(error)}") from error
 
 
 def char_tokenizer(chars):

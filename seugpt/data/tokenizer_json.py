@@ -207,7 +207,9 @@ def encoded_ids(encoder, text, **options):
     """The ids of a text, int32. Raises DataError if the tokenizer lacks what it needs for it."""
     try:
         return np.array(encoder.encode(text, **options).ids, dtype=np.int32)
-    except Exception as error:  # the package raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic, as of a regular expression that backtracks too much
         raise DataError(f"tokenizer.json cannot encode this text: {error}") from error
 
 

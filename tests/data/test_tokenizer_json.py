@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 import prepare
 import sample
 import train
 from seugpt.data.dataset import Dataset
 from seugpt.data.tokenizer import END_OF_TEXT, decode, load_tokenizer, read_spec, train_bpe
-from seugpt.data.tokenizer_json import spec_from_json
+from seugpt.data.tokenizer_json import CHAR_TO_BYTE, spec_from_json
 from seugpt.errors import DataError
 from tests.helpers import TEXT, llama2_like, llama3_like
 
@@ -149,3 +149,30 @@ def test_a_file_without_a_tokenizer_is_refused(workspace, content, fragment):
         read_spec("meta.json")
     assert "the tokenizer of meta.json" in str(error.value)
     assert fragment in str(error.value)
+
+
+def test_a_regular_expression_that_backtracks_too_much_is_one_error():
+    """The package panics then, which is no Exception, and ended in a traceback."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(CHAR_TO_BYTE, []))
+    pattern = tokenizers.Regex("(x+x+)+y")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    loaded = load_tokenizer(spec_from_json(tokenizer.to_str()))
+    assert loaded.encode("ab").tolist() == [CHAR_TO_BYTE["a"], CHAR_TO_BYTE["b"]]
+    with pytest.raises(DataError, match=r"tokenizer\.json cannot encode this text"):
+        loaded.encode("x" * 40)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model":' * 100_000])
+def test_a_deeply_nested_tokenizer_json_is_one_error(tmp_path, text):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        read_spec(path)
+    with pytest.raises(DataError, match="x: not a valid tokenizer spec: RecursionError"):
+        load_tokenizer({"kind": "huggingface", "json": text}, "x")
