@@ -28,6 +28,7 @@ from seugpt.training.failures import memory_advice, not_finite_error
 from seugpt.training.init_from import (
     build_model,
     check_same_data,
+    rank_values,
     resolve_config,
     with_original_init_from,
 )
@@ -135,6 +136,11 @@ class TrainState:
         self.evals_since_best = 0
         return True
 
+    def reset_best(self):
+        self.best_val_loss = math.inf
+        self.best_step = self.step
+        self.evals_since_best = 0
+
 
 class Trainer:
     """One run: trains a GPT on a data set, and saves checkpoints to out_dir."""
@@ -210,6 +216,7 @@ class Trainer:
                 break
             self.train_step()
         if signum:
+            self.check_weights()
             self.save_checkpoint()
         return signum
 
@@ -338,12 +345,21 @@ class Trainer:
         self.log.warn_no_improvement(self.state)
         draw_loss_curve(self.log)
 
+    def check_weights(self):
+        """Raise TrainingError if the last step broke the weights: nothing has evaluated them."""
+        self.raw_model.eval()
+        loss = self.mean_loss(self.raw_model, "val", eval_iters=1)
+        self.raw_model.train()
+        if not math.isfinite(loss):
+            values = f"loss {loss} after it"
+            raise not_finite_error(values, self.state.step - 1, self.dtype, self.config)
+
     @torch.no_grad()
-    def mean_loss(self, model, split):
+    def mean_loss(self, model, split, eval_iters=None):
         """The mean loss over all ranks of a model in eval mode, on the same tokens every time."""
         batches = self.dataset.evaluation_batches(
             split,
-            self.config.eval_iters,
+            self.config.eval_iters if eval_iters is None else eval_iters,
             self.config.batch_size,
             self.raw_model.config.block_size,
             self.dist_env.rank,
@@ -365,9 +381,14 @@ class Trainer:
 
         best.pt has weights, configs and tokenizer; latest.pt also optimizer, RNG and progress.
         """
-        if not self.config.eval_only and self.state.step != self.last_save_step:
-            save_run(self)
-            self.last_save_step = self.state.step
+        if self.config.eval_only or self.state.step == self.last_save_step:
+            return
+        if self.dist_env.all_reduce_max(int(self.log.reopen_folder()), self.device):
+            self.state.reset_best()  # best.pt went with the folder
+            if self.last_eval_step == self.state.step:
+                self.state.record_evaluation(self.val_loss)
+        save_run(self)
+        self.last_save_step = self.state.step
 
 
 def train(model_config, config, ckpt):
@@ -395,7 +416,7 @@ def train(model_config, config, ckpt):
         dataset.check(model.config.vocab_size, model.config.block_size)
     prepare_device(device)
     with process_group(backend) as exit_process:
-        dist_env.check_same(step=ckpt and ckpt["step"], data=dataset.fingerprint[:12])
+        dist_env.check_same(rank_values(model_config, config, resume_ckpt, dataset))
         log = RunLogger(config, resume_ckpt, quiet=dist_env.rank > 0)
         with closing(log):
             log.start(model, dataset, dist_env.world_size, ckpt, adaptation_notes)

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 from seugpt.checkpoint.pretrained import (
     ModelSource,
+    build_from_checkpoint,
     initial_state_dict,
     load_pretrained,
     tokenizer_of,
@@ -107,7 +108,8 @@ def plot_embeddings(config):
 
     ckpt = load_pretrained(config.source)
     tokens, ids = choose_tokens(tokenizer_of(ckpt))
-    state_dicts = {describe(ckpt).rpartition(": ")[2]: ckpt["model"]}
+    model, _ = build_from_checkpoint(ckpt)
+    state_dicts = {describe(ckpt).rpartition(": ")[2]: model.state_dict()}
     before = initial_state_dict(ckpt)
     if before is not None:
         state_dicts = {"before training": before, **state_dicts}
@@ -169,6 +171,9 @@ def plot_animation(config):
         )
     tokens, ids = choose_tokens(tokenizer_of(load_pretrained(config.source)))
     embeddings = [load_embeddings(path) for path in snapshots.values()]
+    shapes = {arrays["wte"].shape for arrays in embeddings}
+    if len(shapes) > 1 or min(shapes)[0] <= max(ids):
+        raise DataError(f"the snapshots in {config.source} are not of its model")
     if config.of == "tokens":
         tables = [arrays["wte"][ids] for arrays in embeddings]
     else:

@@ -40,6 +40,7 @@ def atomic_write_all(*paths):
                 os.fsync(file.fileno())
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
+        sync_folder(paths[0].parent)
     except OSError as error:
         if error.errno in DISK_FULL:  # write(2) does not know the name of its file
             error.filename = str(paths[0].parent)
@@ -47,6 +48,18 @@ def atomic_write_all(*paths):
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder):
+    """Have the names of its files on the disk; not possible on Windows, nor needed there."""
+    if os.name != "nt":
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        except OSError:  # some network file systems cannot
+            pass
+        finally:
+            os.close(fd)
 
 
 @contextlib.contextmanager

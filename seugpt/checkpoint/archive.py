@@ -30,6 +30,12 @@ def write_archive(path, value):
         file.write(len(seal).to_bytes(LENGTH_BYTES, "little") + seal)
 
 
+def read_seal(path):
+    """The seal at the end of a file, which stands for its content; b"" if it has none."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment
+
+
 def compute_seal(path, content_size):
     """The comment that belongs to the first `content_size` bytes of a file."""
     sha256 = hashlib.sha256()

@@ -162,7 +162,23 @@ def is_train_state(state):
     return all(map(is_count, counts)) and isinstance(best, float) and not math.isnan(best)
 
 
-CHECKS = {"step": is_count, "train_state": is_train_state, "eval_signature": is_signature}
+def is_options(values):
+    """Whether a dictionary holds the values of options, of ordinary size."""
+    return all(isinstance(name, str) and is_option(value) for name, value in values.items())
+
+
+def is_option(value):
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, float | str)
+
+
+CHECKS = {
+    "step": is_count,
+    "train_config": is_options,
+    "train_state": is_train_state,
+    "eval_signature": is_signature,
+}
 
 
 def missing_file_advice(path):

@@ -101,14 +101,19 @@ class DistributedEnv:
             dist.broadcast_object_list(values)
         return values[0]
 
-    def check_same(self, **values):
-        """Raise ConfigError if the ranks would start from different states or data."""
-        found = self.all_gather(values)
-        if any(other != found[0] for other in found):
-            each = "; ".join(f"rank {rank}: {other}" for rank, other in enumerate(found))
+    def check_same(self, values):
+        """Raise ConfigError if the ranks would train differently: {name: value} must be equal."""
+        by_rank = self.all_gather(values)
+        different = []
+        for name in dict.fromkeys(name for values in by_rank for name in values):
+            found = [values.get(name) for values in by_rank]
+            if any(value != found[0] for value in found):
+                each = (f"{value} on rank {rank}" for rank, value in enumerate(found))
+                different.append(f"{name} is {', '.join(each)}")
+        if different:
             raise ConfigError(
-                f"the processes start from different states: {each}. "
-                "Copy latest.pt and data/ to every machine"
+                f"the processes differ: {'; '.join(different)}. Give all of them the same options, "
+                "and copy latest.pt and data/ to every machine"
             )
 
     def pick_backend(self, name, device):

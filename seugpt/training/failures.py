@@ -19,7 +19,7 @@ def memory_advice(batch_size, accumulation_steps):
 
 
 def not_finite_error(values, step, dtype, config):
-    """The TrainingError of a step with NaN or infinity in `values`, and its likely causes."""
+    """The TrainingError of a step that gave NaN or infinity, with its likely causes."""
     suspects = f"learning_rate={config.learning_rate}"
     if config.optimizer == "muon":
         suspects += f" and muon_lr={config.muon_lr}"
@@ -27,6 +27,6 @@ def not_finite_error(values, step, dtype, config):
     if dtype != torch.float32:
         advice += ", or --dtype=float32"
     return TrainingError(
-        f"stopped in step {step}: {values}, {dtype}. This step is not in the weights, and the "
-        f"checkpoints in {config.out_dir} are from before it. {advice}"
+        f"stopped in step {step}: {values}, {dtype}. "
+        f"The checkpoints in {config.out_dir} are from before it. {advice}"
     )

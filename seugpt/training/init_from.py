@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from model import GPT
+from seugpt.checkpoint.archive import read_seal
 from seugpt.checkpoint.pretrained import (
     build_from_checkpoint,
     check_architecture,
@@ -71,6 +72,17 @@ def with_original_init_from(ckpt, config):
     """The TrainConfig of a resumed run to record: its init_from is how the run first started."""
     init_from = ckpt["train_config"].get("init_from", "scratch")
     return replace(config, init_from=init_from, allow_data_change=False)
+
+
+def rank_values(model_config, config, resume_ckpt, dataset):
+    """{name: value} of what must be the same on all ranks: options, checkpoint and data."""
+    values = {**vars(model_config), **vars(config), "data": dataset.fingerprint[:12]}
+    for name in ("out_dir", "device"):  # may differ between machines
+        del values[name]
+    if resume_ckpt:
+        values["step"] = resume_ckpt["step"]
+        values["latest.pt"] = read_seal(resume_ckpt["path"])[-12:].decode("ascii", "replace")
+    return values
 
 
 def with_vocabulary(model_config, tokenizer, dataset):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -38,6 +39,15 @@ def open_log(path):
     return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
+def file_id(path):
+    """What tells a file or folder from another of the same name; None if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def format_duration(seconds):
     """Seconds as 1:02:03, or 4 days, 1:02:03."""
     longest = timedelta.max // timedelta(seconds=1)
@@ -66,22 +76,38 @@ class RunLogger:
         self.folder = None if quiet or config.eval_only else Path(config.out_dir)
         self.trackers = Trackers(warn=self.info)
         self.bar = None
+        self.files = []  # open ones: training.log, metrics.jsonl and the lock
         self.log_file = None
         self.metrics_file = None
-        self.lock = None
+        self.run_config = ""  # the text of config.py
         if self.folder:
-            self.open_folder(resumed)
+            try:
+                self.trackers.start(config, self.resume_step)
+                self.open_folder(resumed)
+            except BaseException:
+                self.close()
+                raise
+            if sys.stderr.isatty():
+                self.bar = tqdm(
+                    total=config.max_iters,
+                    initial=self.resume_step or 0,
+                    bar_format=BAR_FORMAT,
+                    dynamic_ncols=True,
+                )
 
-    def open_folder(self, resumed):
-        self.trackers.start(self.config, self.resume_step)
-        self.lock, previous = open_run_folder(self.folder, resume=resumed is not None)
+    def open_folder(self, resumed=None):
+        lock, previous = open_run_folder(self.folder, resume=resumed is not None)
+        self.files = [lock]
+        self.folder_id = file_id(self.folder)
         if resumed:
             check_unchanged(resumed)
         metrics_path = self.folder / "metrics.jsonl"
-        num_damaged = truncate_metrics(metrics_path, self.resume_step or 0)
-        remove_snapshots_after(self.folder, self.resume_step or 0)
+        resume_step = resumed["step"] if resumed else None
+        num_damaged = truncate_metrics(metrics_path, resume_step)
+        remove_snapshots_after(self.folder, resume_step or 0)
         self.log_file = open_log(self.folder / "training.log")
         self.metrics_file = open_log(metrics_path)
+        self.files += [self.log_file, self.metrics_file]
         if previous:
             self.info(f"moved the earlier run in {self.folder} to {previous}")
             if (previous / "latest.pt").exists():
@@ -89,13 +115,27 @@ class RunLogger:
         if num_damaged:
             self.info(f"dropped {num_damaged} damaged line(s) of {metrics_path}")
         self.trackers.open(self.folder)
-        if sys.stderr.isatty():
-            self.bar = tqdm(
-                total=self.config.max_iters,
-                initial=self.resume_step or 0,
-                bar_format=BAR_FORMAT,
-                dynamic_ncols=True,
-            )
+
+    def owns_folder(self):
+        """Whether out_dir is still the folder that this run opened."""
+        return self.folder is not None and file_id(self.folder) == self.folder_id
+
+    def reopen_folder(self):
+        """If out_dir was moved or deleted, continue in a new one. Returns whether it was.
+
+        Raises ConfigError if another run writes there now.
+        """
+        if self.folder is None or self.owns_folder():
+            return False
+        self.close_files()
+        self.open_folder()
+        self.write_config()
+        self.info(f"note: {self.folder} was moved or deleted; the run continues in a new folder")
+        return True
+
+    def write_config(self):
+        with atomic_write(self.folder / "config.py") as temporary:
+            temporary.write_text(self.run_config, encoding="utf-8")
 
     def start(self, model, dataset, world_size, ckpt=None, adaptation_notes=()):
         """Log what a run consists of and what it starts from; write config.py, which repeats it."""
@@ -106,9 +146,9 @@ class RunLogger:
             lines += describe_resume(ckpt, self.config, model.config)
         for line in [*lines, *schedule_notes(self.config)]:
             self.info(line)
+        self.run_config = to_source(model.config, self.config)
         if self.folder:
-            with atomic_write(self.folder / "config.py") as temporary:
-                temporary.write_text(to_source(model.config, self.config), encoding="utf-8")
+            self.write_config()
 
     def info(self, text, to_console=True):
         """A line for the console, above the progress bar if there is one, and for training.log."""
@@ -142,6 +182,11 @@ class RunLogger:
                 f"cannot write {file.name} ({error.strerror}). Free some space there, then "
                 f"continue from the last checkpoint: {resume_command(self.config.out_dir)}"
             ) from error
+
+    def sync(self):
+        """Have all metrics on the disk, as before a checkpoint that continues them."""
+        if self.metrics_file is not None:
+            os.fsync(self.metrics_file.fileno())
 
     def metrics(self, **values):
         self.append(self.metrics_file, json.dumps(values))
@@ -232,10 +277,12 @@ class RunLogger:
         try:
             self.trackers.close()
         finally:
-            for file in (self.log_file, self.metrics_file, self.lock):
-                if file:
-                    with contextlib.suppress(OSError):  # on a full disk it cannot be flushed
-                        file.close()
+            self.close_files()
             if self.bar is not None:
                 with self.console():
                     self.bar.close()
+
+    def close_files(self):
+        for file in reversed(self.files):
+            with contextlib.suppress(OSError):  # on a full disk it cannot be flushed
+                file.close()

@@ -13,9 +13,13 @@ def parse_line(line):
         return None
     if not isinstance(values, dict) or not all(map(is_number, values.values())):
         return None
-    if type(values.get("step")) is not int or ("val_loss" in values) != ("train_loss" in values):
+    if type(values.get("step")) is not int or is_evaluation(values) != ("train_loss" in values):
         return None
     return values
+
+
+def is_evaluation(values):
+    return "val_loss" in values
 
 
 def is_number(value):
@@ -40,14 +44,18 @@ def read_metrics(path):
     return metrics, len(parsed) - len(metrics)
 
 
-def truncate_metrics(path, first_step):
-    """Drop what a resumed run will log again: everything after the checkpoint at `first_step`.
+def truncate_metrics(path, resume_step):
+    """Drop what a run will log again: what came after its checkpoint; all for a new run (None).
 
     Damaged lines are dropped too; returns their number.
     """
     metrics, num_damaged = read_metrics(path)
-    # An evaluation at first_step belongs to the checkpoint; a training step first_step is new.
-    kept = [values for values in metrics if values["step"] < first_step + ("val_loss" in values)]
+    kept = []
+    if resume_step is not None:
+        # An evaluation at resume_step belongs to the checkpoint; a training step is to come.
+        kept = [
+            values for values in metrics if values["step"] < resume_step + is_evaluation(values)
+        ]
     text = "".join(json.dumps(values) + "\n" for values in kept)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

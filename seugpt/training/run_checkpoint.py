@@ -30,6 +30,7 @@ def save_run(trainer):
     rng_states = trainer.dist_env.all_gather(get_rng_states(trainer.device))
     if trainer.dist_env.rank > 0:
         return
+    trainer.log.sync()
     config = trainer.config
     state = trainer.state
     folder = Path(config.out_dir)

@@ -45,10 +45,21 @@ def load_embeddings(path):
     Raises DataError.
     """
     try:
-        with np.load(path) as arrays:
-            return {name: arrays[name].astype(np.float32) for name in arrays.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        with np.load(path) as file:
+            check_snapshot(file, path)
+            arrays = {name: file[name].astype(np.float32) for name in file.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} cannot be read as a snapshot ({type(error).__name__})") from error
+    is_valid = all(a.ndim == 2 and np.isfinite(a).all() for a in arrays.values())
+    if "wte" not in arrays or not is_valid:
+        raise DataError(f"{path} does not have the embeddings of a snapshot")
+    return arrays
+
+
+def check_snapshot(file, path):
+    """Raise ValueError for compressed arrays: savez writes none, and they could fill the memory."""
+    if sum(record.file_size for record in file.zip.infolist()) > path.stat().st_size:
+        raise ValueError("the arrays are larger than the file")
 
 
 def remove_snapshots_after(folder, step):
@@ -74,7 +85,7 @@ class SnapshotRecorder:
 
     def save_embeddings(self, step, last=False):
         """Save the embeddings if a snapshot is due, or at the end of the run."""
-        if self.is_due(step) or (self.enabled and last):
+        if (self.is_due(step) or (self.enabled and last)) and self.log.owns_folder():
             with self.throughput.paused():
                 save_embeddings(self.log.folder, step, self.model)
 

@@ -13,6 +13,7 @@ from PIL import Image
 import train
 import visualize
 from seugpt.checkpoint.pretrained import initial_state_dict, load_pretrained
+from seugpt.checkpoint.storage import save_checkpoint
 from seugpt.data.tokenizer import CharTokenizer, bpe_tokenizer
 from seugpt.errors import ConfigError
 from seugpt.plots.curves import plot_losses, smooth, summarize, to_run
@@ -314,6 +315,38 @@ def test_what_cannot_be_drawn_ends_in_one_message(trained, refused, monkeypatch,
 def test_an_invalid_option_ends_in_one_message(workspace, refused, argv, named):
     message = refused(visualize.main, *argv)
     assert all(words in message for words in named), message
+
+
+WTE = np.zeros((14, 32), np.float16)
+BAD_SNAPSHOTS = {
+    "no wte": {"wpe": WTE},
+    "one dimension": {"wte": WTE[0]},
+    "NaN": {"wte": WTE * np.nan},
+    "fewer rows": {"wte": WTE[:5]},
+    "objects": {"wte": np.array([{}])},
+}
+
+
+@pytest.mark.parametrize("name", BAD_SNAPSHOTS)
+def test_a_snapshot_with_other_arrays_is_one_message(trained, refused, name):
+    """They ended in tracebacks of NumPy."""
+    np.savez("out/snapshots/00000010.npz", **BAD_SNAPSHOTS[name])
+    assert "snapshot" in refused(visualize.main, "animate", "out")
+
+
+def test_a_compressed_snapshot_is_refused_before_it_fills_the_memory(trained, refused):
+    zeros = np.zeros((1000, 1000), np.float16)
+    np.savez_compressed("out/snapshots/00000010.npz", wte=zeros)
+    message = refused(visualize.main, "animate", "out").replace("\\", "/")
+    assert "out/snapshots/00000010.npz cannot be read" in message
+
+
+def test_embeddings_of_weights_that_do_not_fit_are_one_message(trained, refused):
+    ckpt = load_pretrained("out")
+    ckpt["model"]["wte.weight"] = ckpt["model"]["wte.weight"][:3]
+    del ckpt["path"]
+    save_checkpoint(Path("out/best.pt"), ckpt)
+    assert "wte.weight has shape (3, 32)" in refused(visualize.main, "embeddings", "out")
 
 
 def test_out_is_the_default_folder(workspace, refused):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 from functools import partialmethod
 from pathlib import Path
 
@@ -67,6 +68,25 @@ def test_nan_and_infinity_never_reach_the_weights(
     assert state["step"] == 5
     refused(train.main, "--init_from=resume", "--out_dir=out")
     assert nested_equal(resume_state("out"), state)
+
+
+def test_signal_after_a_step_that_exploded_keeps_the_last_good_checkpoint(
+    tiny, run, refused, monkeypatch
+):
+    """Weights of 9e37 are finite, and replaced latest.pt."""
+    optimizer_step = Trainer.optimizer_step
+
+    def explode(self):
+        optimizer_step(self)
+        if self.state.step == 7:
+            self.raw_model.wte.weight.data.fill_(9e37)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "optimizer_step", explode)
+    message = refused(train.main, *run())
+    assert "step 7" in message.splitlines()[-1]
+    assert "learning_rate=0.01" in message
+    assert resume_state("out")["step"] == 5
 
 
 def test_float16_overflow_is_left_to_the_gradient_scaler(tiny, run, monkeypatch):

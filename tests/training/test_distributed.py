@@ -139,10 +139,28 @@ def test_ranks_with_different_checkpoints_do_not_start(tiny, run, two_ranks, ini
         train.main(run(out_dir="out-1", max_iters=2))
     other_step = 2 if init_from == "resume" else None
     for output in two_ranks([*run(init_from=init_from), "--out_dir=out-{rank}"], code=2):
-        assert "rank 0: {'step': 3, 'data': " in output
-        assert f"rank 1: {{'step': {other_step}, 'data': " in output
-        assert "latest.pt" in output
+        assert f"step is 3 on rank 0, {other_step} on rank 1; latest.pt is " in output
+        assert "copy latest.pt" in output
     assert load_checkpoint("out-0/latest.pt")["step"] == 3
+
+
+def test_ranks_with_different_checkpoints_of_one_step_do_not_start(tiny, run, two_ranks):
+    for rank, lr in enumerate((1e-2, 1e-3)):
+        train.main(run(out_dir=f"out-{rank}", max_iters=3, learning_rate=lr))
+    options = run(init_from="resume", max_iters=6, learning_rate=1e-2)
+    for output in two_ranks([*options, "--out_dir=out-{rank}"], code=2):
+        assert "the processes differ: latest.pt is " in output
+    assert load_checkpoint("out-0/latest.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("option", ["max_iters=1{rank}", "learning_rate=0.{rank}1", "seed={rank}"])
+def test_ranks_with_different_options_do_not_start(tiny, run, two_ranks, option):
+    """Another max_iters hung; another learning rate trained replicas apart, with exit code 0."""
+    name, _, value = option.partition("=")
+    for output in two_ranks([*run(), f"--{option}"], code=2):
+        first, second = (value.replace("{rank}", rank) for rank in "01")
+        assert f"{name} is {first} on rank 0, {second} on rank 1" in output
+    assert not Path("out/latest.pt").exists()
 
 
 def test_restarted_process_ignores_the_addresses_of_dead_ones(monkeypatch):

@@ -40,6 +40,8 @@ def test_truncating_keeps_the_evaluation_at_the_checkpoint_and_drops_the_step_af
     assert truncate_metrics(path, 5) == 0
     assert [values["step"] for values in read_metrics(path)[0]] == [4, 5]
     assert "val_loss" in read_metrics(path)[0][1]
+    assert truncate_metrics(path, None) == 0  # a new run
+    assert read_metrics(path) == ([], 0)
 
 
 def test_resumed_run_reports_damaged_lines_once(trained, resume, capsys):

@@ -8,6 +8,7 @@ import torch
 
 import train
 from seugpt.checkpoint.storage import load_checkpoint, save_checkpoint
+from seugpt.files import lock_folder
 from seugpt.training import run_checkpoint
 from tests.helpers import RUN, logged_metrics, logged_values, nested_equal, resume_state
 from train import Trainer
@@ -127,17 +128,78 @@ def test_step_is_not_evaluated_twice(tiny, run, resume):
     assert evaluated_steps() == [0, 3]
 
 
-def test_folder_moved_during_a_run_is_created_again(tiny, run, loss_curve, monkeypatch):
-    real_step = Trainer.train_step
+@pytest.fixture
+def at_step_7(monkeypatch):
+    """at_step_7(function): call it in a run, before its eighth step."""
 
-    def train_step(self):
-        if self.state.step == 7:
+    def install(function):
+        train_step = Trainer.train_step
+
+        def call_and_step(self):
+            if self.state.step == 7:
+                function()
+            train_step(self)
+
+        monkeypatch.setattr(Trainer, "train_step", call_and_step)
+
+    return install
+
+
+@pytest.mark.parametrize("snapshot_interval", [0, 4])
+@pytest.mark.parametrize("action", ["move", "delete"])
+def test_run_whose_folder_is_moved_or_deleted_continues_in_a_new_one(
+    tiny, run, loss_curve, at_step_7, action, snapshot_interval
+):
+    """It died unsaved with snapshots; else log, metrics, config and lock were gone."""
+
+    def lose_folder():
+        if action == "move":
             Path("out").rename("moved")
-        real_step(self)
+        else:
+            shutil.rmtree("out")
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-    train.main(run())
-    assert resume_state("out")["step"] == 10
+    at_step_7(lose_folder)
+    train.main(run(max_iters=20, snapshot_interval=snapshot_interval))
+    assert resume_state("out")["step"] == 20
+    best = load_checkpoint("out/best.pt")
+    assert best["val_loss"] == min(logged_values("out", "val_loss"))
+    assert [line["step"] for line in logged_metrics() if "val_loss" in line] == [15, 20]
+    log = Path("out/training.log").read_text(encoding="utf-8")
+    assert "was moved or deleted" in log
+    assert Path("out/config.py").exists()
+    if action == "move":
+        assert resume_state("moved")["step"] == 5
+
+
+def test_second_run_is_refused_in_the_new_folder_too(tiny, run, refused, at_step_7, monkeypatch):
+    """It was accepted beside the first, whose lock was of the folder that had gone."""
+    at_step_7(lambda: shutil.rmtree("out"))
+    messages = []
+    evaluate = Trainer.evaluate
+
+    def evaluate_and_start_another(self):
+        evaluate(self)
+        if self.state.step == 15:
+            messages.append(refused(train.main, *run()))
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate_and_start_another)
+    train.main(run(max_iters=20))
+    assert "out is in use by process" in messages[0]
+
+
+def test_run_whose_folder_was_taken_by_another_leaves_it_alone(tiny, run, refused, at_step_7):
+    """Its own checkpoint stays where the folder was moved to."""
+    locks = []
+
+    def move_and_take():
+        Path("out").rename("moved")
+        Path("out").mkdir()
+        locks.append(lock_folder(Path("out")))
+
+    at_step_7(move_and_take)
+    assert "out is in use by process" in refused(train.main, *run())
+    locks[0].close()
+    assert [path.name for path in Path("out").iterdir()] == [".lock"]
     assert resume_state("moved")["step"] == 5
 
 
@@ -151,12 +213,19 @@ WRONG_VALUES = [
     ("train_state", {}),
     ("train_state", {"best_val_loss": "low", "best_step": 0, "evals_since_best": 0}),
     ("train_state", {"best_val_loss": 1.0, "best_step": None, "evals_since_best": 0}),
+    (
+        "train_state",
+        {"step": 2, "best_val_loss": float("nan"), "best_step": 0, "evals_since_best": 0},
+    ),
+    ("train_state", {"step": 2, "best_val_loss": 1.0, "best_step": 0, "evals_since_best": "x"}),
     ("eval_signature", "x"),
     ("fingerprint", 7),
     ("step", "7"),
     ("step", -1),
     ("model", []),
     ("train_config", {"dataset": 7, "max_iters": "x"}),
+    ("train_config", {"seed": 2**70}),
+    ("train_config", {"dataset": ["x"]}),
 ]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.helpers import resume_state, wait_for_output
+from seugpt.training.run_folder import open_run_folder
+from tests.helpers import logged_metrics, resume_state, wait_for_output
 
 ENDLESS = {"max_iters": 100_000, "eval_interval": 100_000}
 
@@ -51,6 +52,59 @@ def test_log_of_a_run_without_a_checkpoint_continues(trained, run):
     train.main(run(max_iters=0))
     assert not Path("out/previous-1").exists()
     assert Path("out/training.log").read_text(encoding="utf-8").startswith(before)
+
+
+def test_metrics_of_a_run_without_a_checkpoint_start_anew(trained, run):
+    """The evaluation at step 0 was there twice after a run killed before its first checkpoint."""
+    for path in Path("out").glob("*.pt"):
+        path.unlink()
+    train.main(run(max_iters=0))
+    assert [values["step"] for values in logged_metrics()] == [0]
+
+
+RUN_PATHS = {"best.pt", "config.py", "latest.pt", "loss.png", "metrics.jsonl", "snapshots"}
+
+
+@pytest.fixture
+def half_moved(trained, monkeypatch):
+    """half_moved(n): a run in out/, of which n files were moved aside when the process died."""
+
+    def move(num_files):
+        rename = Path.rename
+        moved = []
+
+        def rename_or_die(self, target):
+            if len(moved) == num_files:
+                raise KeyboardInterrupt
+            moved.append(self.name)
+            return rename(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", rename_or_die)
+            with pytest.raises(KeyboardInterrupt):
+                open_run_folder(Path("out"), resume=False)
+
+    return move
+
+
+@pytest.mark.parametrize("num_files", [1, 3, 6])
+def test_a_move_that_was_killed_is_completed_by_the_next_run(half_moved, run, num_files):
+    """The run was split between two folders."""
+    half_moved(num_files)
+    train.main(run(max_iters=0))
+    assert {path.name for path in Path("out/previous-1").iterdir()} >= RUN_PATHS
+    assert resume_state("out/previous-1")["step"] == 30
+    assert len(logged_metrics("out/previous-1")) > 30
+    assert not Path("out/previous-2").exists()
+
+
+@pytest.mark.parametrize("num_files", [1, 3, 6])
+def test_a_move_that_was_killed_is_undone_by_a_resume(half_moved, resume, num_files):
+    """Its metrics were emptied."""
+    half_moved(num_files)
+    train.main(resume(max_iters=32))
+    assert {path.name for path in Path("out").iterdir()} >= RUN_PATHS
+    assert [values["step"] for values in logged_metrics() if "loss" in values] == list(range(32))
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
