@@ -11,6 +11,8 @@ step, decode and run take train.py's options too. Times drift on a shared machin
 paired rounds count.
 """
 
+import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
+
 import math
 import shlex
 import signal
@@ -341,12 +343,12 @@ def print_time_to_loss(seed, name, result):
 @dataclass(frozen=True)
 class DecodeConfig(BaselineConfig):
     tokens: Annotated[int, "tokens to generate in each row", ">= 1"] = 500
-    rows: Annotated[tuple[str, ...], "rows at once; may be repeated"] = ("1", "10", "64")
+    rows: Annotated[tuple[int, ...], "rows at once; may be repeated", ">= 1", "<= 100000"] = (
+        1,
+        10,
+        64,
+    )
     rounds: Annotated[int, "rounds of each contender", ">= 1"] = 5
-
-    def problems(self):
-        wrong = [n for n in self.rows if not n.isdecimal() or int(n) < 1]
-        return super().problems() + [f"rows={n} must be an integer of at least 1" for n in wrong]
 
 
 def bench_decode(options, model_config, config):
@@ -354,7 +356,7 @@ def bench_decode(options, model_config, config):
     device = pick_device(config.device)
     bandwidth = copy_bandwidth(device)
     workers = start_workers(options.baseline, model_config, config)
-    for rows in map(int, options.rows):
+    for rows in options.rows:
         for worker in workers.values():
             worker("decoding_speed", rows, options.tokens)  # creates the decoder, may compile it
         speeds = in_turn(options.rounds, workers, "decoding_speed", rows, options.tokens)

@@ -8,6 +8,8 @@ Every token but the first is scored once. Losses over different tokenizers compa
 of the same text.
 """
 
+import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
+
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal

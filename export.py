@@ -7,7 +7,8 @@ can express is refused by name. The logits are the same. `--init_from=hf-quickst
 to sample or to fine-tune.
 """
 
-import contextlib
+import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
+
 import json
 import shlex
 import shutil
@@ -27,19 +28,10 @@ from seugpt.checkpoint.pretrained import (
     tokenizer_of,
 )
 from seugpt.checkpoint.shapes import parameter_shapes
-from seugpt.checkpoint.storage import CHECKPOINT_FILES
 from seugpt.cli.command import command
 from seugpt.cli.config_parser import parse_configs
-from seugpt.errors import ConfigError
-from seugpt.files import atomic_write
-
-WRITTEN_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
+from seugpt.errors import ConfigError, UserError
+from seugpt.files import atomic_write, disk_space, lock_folder
 
 
 @dataclass(frozen=True)
@@ -101,13 +93,9 @@ def tokenizer_config(config, tokenizer):
 
 
 def check_target(folder):
-    """Raise ConfigError if the folder already has a model: nothing is overwritten.
-
-    A best.pt there would make --init_from ambiguous.
-    """
-    existing = [name for name in (*WRITTEN_FILES, *CHECKPOINT_FILES) if (folder / name).exists()]
-    if existing:
-        raise ConfigError(f"to={folder} already has {', '.join(existing)}; choose another folder")
+    """Raise ConfigError unless `folder` is a new or empty one: nothing is overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"to={folder} already exists and is not an empty folder; choose another")
 
 
 def export(source, folder):
@@ -131,38 +119,45 @@ def export(source, folder):
         "generation_config.json": lambda path: write_json(
             path, generation_config(config, tokenizer)
         ),
-        # Last: without config.json the folder is not a model.
         "config.json": lambda path: write_json(
             path, to_config_json(kind, config, end_of_text_id(tokenizer))
         ),
     }
-    write_files(folder, writers)
+    write_folder(folder, writers)
     print(f"{ckpt['path']} is now a {CLASSES[kind]} in {folder}")
     print(f"sample from it: python sample.py --init_from={shlex.quote(str(folder))}")
 
 
-def write_files(folder, writers):
-    """Write {file name: function that writes a path} to a new folder. Raises ConfigError."""
+def write_folder(folder, writers):
+    """Write {file name: function that writes a path} to a folder, which appears once complete.
+
+    Raises ConfigError.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")  # a killed export leaves it to the next
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"to={folder} cannot be created ({error.strerror}); choose another folder"
         ) from error
     try:
-        for name, write in writers.items():
-            with atomic_write(folder / name) as temporary:
-                temporary.touch()  # with the usual file mode; safetensors would make it private
-                mode = temporary.stat().st_mode
-                write(temporary)
-                temporary.chmod(mode)
+        with lock_folder(partial):
+            for name, write in writers.items():
+                with atomic_write(partial / name) as temporary:
+                    temporary.touch()  # with the usual mode; safetensors would make it private
+                    mode = temporary.stat().st_mode
+                    write(temporary)
+                    temporary.chmod(mode)
+        (partial / ".lock").unlink()
+        if folder.exists():  # and is empty
+            folder.rmdir()
+        partial.rename(folder)
+    except UserError:
+        raise
     except Exception as error:  # OSError, or SafetensorError for the same
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is empty
-        free = shutil.disk_usage(folder.parent).free
-        raise ConfigError(
-            f"cannot write {folder / name} ({free:,} bytes are free there): {error}"
-        ) from error
+        shutil.rmtree(partial, ignore_errors=True)
+        space = disk_space(error, folder.parent)
+        raise ConfigError(f"cannot write {folder / name}{space}: {error}") from error
 
 
 def write_json(path, content):

@@ -6,6 +6,8 @@
 The text is read in chunks, several times, and never as a whole: memory does not grow with its size.
 """
 
+import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
+
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor

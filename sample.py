@@ -8,6 +8,8 @@ The tokenizer comes with the checkpoint; nothing else is needed. (GPT-2's is dow
 tiktoken.)
 """
 
+import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
+
 import contextlib
 import sys
 import time

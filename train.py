@@ -8,6 +8,8 @@ Options: the defaults below, then config files in the order given, then --key=va
 nanoGPT's.
 """
 
+import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
+
 import math
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from seugpt.training.distributed import DistributedEnv, process_group
 from seugpt.training.failures import memory_advice, not_finite_error
 from seugpt.training.init_from import (
     build_model,
+    check_batch_memory,
     check_same_data,
     rank_values,
     resolve_config,
@@ -412,6 +415,7 @@ def train(model_config, config, ckpt):
                 print(f"{ckpt['path']} is at step {ckpt['step']}; for more: {more}")
             return
         config = with_original_init_from(ckpt, config)
+    check_batch_memory(config, model.config.block_size)
     if dist_env.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
     prepare_device(device)

@@ -14,6 +14,8 @@ Plots are PNG files in the run's folder, or what --to=FILE names (.svg too). Opt
 visualize.py loss --help
 """
 
+import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def atomic_write_all(*paths):
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+def disk_space(error, folder):
+    """ " (... bytes are free there)" if an error of writing may be a full disk, else "".
+
+    torch and safetensors raise types of their own, which do not say the reason.
+    """
+    if isinstance(error, OSError) and error.errno not in DISK_FULL:
+        return ""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return f" ({shutil.disk_usage(existing).free:,} bytes are free there)"
 
 
 def sync_folder(folder):

@@ -14,7 +14,7 @@ import torch
 
 from seugpt.checkpoint.archive import read_archive, write_archive
 from seugpt.errors import CheckpointError, one_line
-from seugpt.files import atomic_write
+from seugpt.files import atomic_write, disk_space
 
 FORMAT = 1
 CHECKPOINT_FILES = ("best.pt", "latest.pt", "ckpt.pt")  # in a run's folder; ckpt.pt is nanoGPT's
@@ -49,11 +49,12 @@ def save_checkpoint(path, ckpt):
         with atomic_write(path) as temporary:
             write_archive(temporary, {"format": FORMAT, **ckpt})
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        existing = next(parent for parent in path.absolute().parents if parent.exists())
-        free = shutil.disk_usage(existing).free
+        space = disk_space(error, path.parent)
+        if space:
+            space = f". It needs {tensor_bytes(ckpt):,} bytes{space}"
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"cannot write {path}: {error}. It needs {tensor_bytes(ckpt):,} "
-            f"bytes, and {free:,} are free there. The previous file is untouched"
+            f"cannot write {path}: {reason}{space}. The previous file is untouched"
         ) from error
 
 

@@ -57,7 +57,8 @@ def describe_type(option_type):
     if origin is typing.Literal:
         return " or ".join(map(str, parts))
     if origin is tuple:
-        return {str: "one or more texts", float: "one or more numbers"}[parts[0]]
+        kinds = {str: "texts", int: "integers", float: "numbers"}
+        return f"one or more {kinds[parts[0]]}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(part) for part in parts)
     names = {

@@ -32,7 +32,8 @@ class DistributedEnv:
         if all(given.values()) and all(given[name].isdecimal() for name in names):
             env = cls(*(int(given[name]) for name in names))
             is_local_valid = env.local_rank < env.local_world_size <= env.world_size
-            if is_local_valid and env.rank < env.world_size:
+            is_port = given["MASTER_PORT"].isdecimal() and int(given["MASTER_PORT"]) < 2**16
+            if is_local_valid and is_port and env.rank < env.world_size:
                 return env
         found = [f"{name}={value}" if value else f"no {name}" for name, value in given.items()]
         raise ConfigError(

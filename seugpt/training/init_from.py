@@ -18,6 +18,7 @@ from seugpt.errors import ConfigError, DataError
 from seugpt.training.memory import check_memory
 
 FLOAT32_BYTES = 4
+BATCH_BYTES = 16  # of a token and its target
 
 
 def resolve_config(overrides):
@@ -74,6 +75,12 @@ def with_original_init_from(ckpt, config):
     return replace(config, init_from=init_from, allow_data_change=False)
 
 
+def check_batch_memory(config, block_size):
+    """Raise DeviceError if the token ids of a batch do not fit into the memory."""
+    size = BATCH_BYTES * config.batch_size * block_size
+    check_memory(size, "the tokens of a batch", "use a smaller --batch_size or --block_size")
+
+
 def rank_values(model_config, config, resume_ckpt, dataset):
     """{name: value} of what must be the same on all ranks: options, checkpoint and data."""
     values = {**vars(model_config), **vars(config), "data": dataset.fingerprint[:12]}
@@ -108,7 +115,8 @@ def build_model(model_config, config, ckpt, tokenizer):
         return build_from_checkpoint(ckpt, model_config, config.seed)
     model_config = with_vocabulary(model_config, tokenizer, config.dataset)
     weights_size = FLOAT32_BYTES * estimate_num_params(model_config)
-    check_memory(weights_size, "a smaller --n_layer, --n_embd or --mlp_hidden needs less")
+    advice = "a smaller --n_layer, --n_embd or --mlp_hidden needs less"
+    check_memory(weights_size, "the weights", advice)
     torch.manual_seed(config.seed)  # the same weights on every rank
     return GPT(model_config), []
 

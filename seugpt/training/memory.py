@@ -32,12 +32,12 @@ def prepare_device(device):
         torch.cuda.set_device(device)
 
 
-def check_memory(size, advice):
+def check_memory(size, what, advice):
     """Raise DeviceError if `size` bytes exceed the memory: the system would kill the process."""
     if hasattr(os, "sysconf"):  # not on Windows
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if size > available:
             raise DeviceError(
-                f"out of memory: the weights alone take {size:,} "
-                f"bytes, and this machine has {available:,}; {advice}"
+                f"out of memory: {what} alone take {size:,} bytes, and this machine has "
+                f"{available:,}; {advice}"
             )

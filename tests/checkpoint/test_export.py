@@ -206,7 +206,23 @@ def test_full_disk_is_one_message_and_leaves_no_files(workspace, refused, monkey
     message = refused(export.main, "--out_dir=out", "--to=hf")
     assert str(Path("hf/model.safetensors")) in message
     assert "No space left" in message
-    assert not Path("hf").exists()
+    assert list(Path().glob("*hf*")) == []
+
+
+@pytest.mark.parametrize("target_exists", [False, True])
+def test_an_export_that_was_killed_can_be_repeated(workspace, monkeypatch, target_exists):
+    """It refused the folder that it had itself left, half full."""
+    save_perturbed_gpt(CHARS)
+    if target_exists:
+        Path("hf").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+        export.export("out", Path("hf"))
+    assert list(Path().glob(".hf.partial/*"))
+    assert not Path("hf").exists() or not any(Path("hf").iterdir())
+    export.main(["--out_dir=out", "--to=hf"])
+    assert {path.name for path in Path("hf").iterdir()} >= {"config.json", "model.safetensors"}
+    assert list(Path().glob(".hf*")) == []
 
 
 def test_bad_target_is_refused_and_nothing_is_overwritten(workspace, refused):
@@ -217,9 +233,9 @@ def test_bad_target_is_refused_and_nothing_is_overwritten(workspace, refused):
     Path("taken").mkdir()
     Path("taken/config.json").write_text("mine")
     message = refused(export.main, "--out_dir=out", "--to=taken")
-    assert "to=taken already has config.json" in message
+    assert "to=taken already exists" in message
     assert [path.name for path in Path("taken").iterdir()] == ["config.json"]
-    assert "to=out already has best.pt" in refused(export.main, "--out_dir=out", "--to=out")
+    assert "to=out already exists" in refused(export.main, "--out_dir=out", "--to=out")
     Path("file").write_text("mine")
     assert "file" in refused(export.main, "--out_dir=out", "--to=file")
     assert Path("file").read_text() == "mine"

@@ -357,9 +357,10 @@ EXPORT = [
     (["--to=a\0b"], ["to='a\\x00b': ", "zero byte"]),
     (["--to=hf", "--out_dir=nowhere"], "no checkpoint nowhere"),
     (["--to=hf", "--out_dir=bad.pt"], "bad.pt cannot be read"),
-    (["--to=trained", "--out_dir=trained"], ["to=trained ", "best.pt, latest.pt"]),
+    (["--to=trained", "--out_dir=trained"], ["to=trained ", "already exists"]),
+    (["--to=text.txt", "--out_dir=trained"], ["to=text.txt ", "already exists"]),
     # A regression: the message did not name the option.
-    (["--to=text.txt", "--out_dir=trained"], ["to=text.txt ", "("]),
+    (["--to=text.txt/x", "--out_dir=trained"], ["to=text.txt/x ", "("]),
 ]
 
 BENCH = [

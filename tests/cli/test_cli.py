@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import visualize
 from seugpt.data.dataset_dir import fingerprint
 from tests.helpers import ROOT, run_python
 
+COMMANDS = ("train", "sample", "prepare", "evaluate", "visualize", "export", "bench")
 SEPARATOR = "---------------"
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this system")
 
@@ -308,3 +310,26 @@ def test_fine_tuning_on_another_vocabulary_is_refused_with_the_next_command(trai
     message = refused(train.main, *run(init_from="resume", max_iters=50))
     assert "data/tiny" in message
     assert "NEW_NAME" not in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C in another way")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_during_the_imports_is_quiet(workspace, monkeypatch, command):
+    """In its first seconds every command answered with a traceback from inside torch."""
+    for module in ("numpy", "torch", "tqdm"):
+        code = "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"
+        Path(f"{module}.py").write_text(code)
+    path = os.pathsep.join([str(workspace), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / f"{command}.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=environment,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert printed.strip() == "Interrupted."
+    assert process.returncode == -signal.SIGINT

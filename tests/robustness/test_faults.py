@@ -220,7 +220,7 @@ def test_disk_full_while_saving_keeps_the_previous_checkpoint(trained, refused):
     with file_size_limit(limit):
         message = refused(train.main, *resume)
     assert "out/latest.pt" in message
-    sizes = re.search(r"needs ([\d,]+) bytes, and ([\d,]+) are free", message).groups()
+    sizes = re.search(r"needs ([\d,]+) bytes \(([\d,]+) bytes are free", message).groups()
     needed, free = (int(size.replace(",", "")) for size in sizes)
     assert limit < needed < len(before)
     assert free == pytest.approx(shutil.disk_usage("out").free, rel=0.5)

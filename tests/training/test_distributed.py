@@ -204,7 +204,7 @@ ENVIRONMENT = {
 @pytest.mark.parametrize(
     "changed",
     "WORLD_SIZE=abc WORLD_SIZE=-1 WORLD_SIZE=0 WORLD_SIZE= RANK=4 RANK=1.5 RANK= "
-    "LOCAL_RANK=2 LOCAL_WORLD_SIZE=5 MASTER_ADDR=".split(),
+    "LOCAL_RANK=2 LOCAL_WORLD_SIZE=5 MASTER_ADDR= MASTER_PORT=99999999".split(),
 )
 def test_environment_that_torchrun_did_not_write_is_refused(monkeypatch, changed):
     """A stray or missing variable once ended in a ValueError or KeyError with a traceback."""

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,3 +105,10 @@ def test_model_larger_than_the_machine_is_refused_before_it_is_built(
     message = refused(train.main, *run())
     assert "this machine has 100" in message
     assert "--n_layer" in message
+
+
+def test_batch_larger_than_the_machine_is_refused_before_anything_is_written(tiny, run, refused):
+    """It wrote out_dir, and advised half of 2**53 sequences."""
+    message = refused(train.main, *run(batch_size=2**53))
+    assert "--batch_size" in message
+    assert not Path("out").exists()
