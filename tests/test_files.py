@@ -32,7 +32,7 @@ def test_files_are_replaced_only_once_all_are_on_the_disk(tmp_path, monkeypatch)
     paths = [tmp_path / name for name in "abc"]
     for path in paths:
         path.write_bytes(b"old")
-    outcomes = iter([None, None, OSError("full"), None, None, None])
+    outcomes = iter([None, None, OSError("full"), None, None, None, None])  # the last: the folder
 
     def fsync(descriptor):
         error = next(outcomes)

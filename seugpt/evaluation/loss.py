@@ -25,7 +25,7 @@ def summed_loss(model, batches, device, autocast):
         with autocast:
             loss = model(x_on_device, y_on_device)[1]
         num_targets = int((y != IGNORE_INDEX).sum())
-        total += torch.tensor([loss.item(), 1.0]) * num_targets
+        total += torch.tensor([loss.item(), 1.0], dtype=torch.float64) * num_targets
     return total
 
 

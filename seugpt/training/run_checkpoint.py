@@ -88,7 +88,8 @@ def restore_run(trainer, ckpt):
     if trainer.config.eval_only:
         return
     trainer.val_loss = ckpt["val_loss"]
-    if not math.isnan(trainer.val_loss):
+    same_tokens = ckpt["eval_signature"] == eval_signature(trainer)
+    if same_tokens and not math.isnan(trainer.val_loss):
         trainer.last_eval_step = state.step
     best = {key: ckpt["train_state"][key] for key in BEST_KEYS}
     if trainer.dist_env.rank == 0:  # before the other ranks look: best.pt may be moved aside
@@ -127,6 +128,8 @@ def find_best(ckpt, best, out_dir, signature):
     """
     path = Path(out_dir) / "best.pt"
     problem = None
+    if best["best_val_loss"] == math.inf:  # nothing has been evaluated
+        return best, None
     if not path.is_file():
         problem = f"{path} is missing"
     elif ckpt["eval_signature"] != signature:

@@ -13,23 +13,9 @@ from seugpt.checkpoint.archive import read_archive, write_archive
 from seugpt.checkpoint.pickle_check import MAX_DEPTH, MAX_OPCODES, check_pickle
 from seugpt.checkpoint.storage import load_checkpoint
 from seugpt.errors import CheckpointError
-from tests.helpers import nested_equal
+from tests.helpers import nested_equal, replace_pickle, rewrite_archive
 
 CONTENT = {"model": {"w": torch.arange(6.0).view(2, 3)}, "step": 3, "names": ["a", "b"]}
-
-
-def rewrite(path, change):
-    """Write a zip file again; change(info, data) may alter a record or return other data."""
-    with zipfile.ZipFile(path) as archive:
-        records = [(info, archive.read(info)) for info in archive.infolist()]
-    with zipfile.ZipFile(path, "w") as archive:
-        for info, data in records:
-            info.external_attr = 0
-            archive.writestr(info, change(info, data) or data)
-
-
-def replace_pickle(path, data):
-    rewrite(path, lambda info, old: data if info.filename.endswith("data.pkl") else old)
 
 
 def test_an_archive_holds_what_was_written_and_torch_can_read_it(tmp_path):
@@ -80,7 +66,7 @@ def test_unusual_records_are_refused(tmp_path, change):
     """Of a deflated record of 10 KB torch makes 10 MB, without limit."""
     path = tmp_path / "x.pt"
     torch.save(CONTENT, path)
-    rewrite(path, change)
+    rewrite_archive(path, change)
     with pytest.raises(ValueError, match="not plain data"):
         read_archive(path)
 

@@ -381,7 +381,7 @@ BENCH = [
     (
         ["decode", "--rows=many", "--tokens=0"],
         invalid("tokens", 0, "at least 1"),
-        ["rows=many ", "1"],
+        ["rows=['many']", "integers"],
     ),
     (["prepare", "--input=nowhere"], "input=nowhere "),
     (["suite", "--smoke=2"], invalid("smoke", "2", "True or False")),

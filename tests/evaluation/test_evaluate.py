@@ -211,7 +211,7 @@ def test_external_tokens_may_begin_and_end_inside_a_character(workspace, capsys)
     assert found["tokens"] == len(scored)
     assert found["bytes"] == len(b"".join(scored))
     assert found["characters"] == len(first_bytes)
-    assert re.search("note: .*data/nano has no meta.json", printed(capsys))
+    assert re.search("note: data/nano has GPT-2 tokens in nanoGPT layout", printed(capsys))
 
 
 def test_a_tokenizer_that_loses_characters_is_noted(workspace, capsys):
@@ -343,7 +343,7 @@ def test_a_split_of_one_token_and_an_id_beyond_the_vocabulary_are_refused(worksp
 
 
 def test_a_damaged_data_set_name_in_a_checkpoint_ends_in_one_message(workspace, refused):
-    save_perturbed_gpt({"kind": "char", "chars": "abc"}, dataset=["x"])
+    save_perturbed_gpt({"kind": "char", "chars": "abc"}, dataset=7)
     assert "--dataset=NAME" in refused(evaluate.main)
 
 

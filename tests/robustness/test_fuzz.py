@@ -7,7 +7,9 @@ python -m pytest -m slow tests/robustness/test_fuzz.py
 import json
 import random
 import re
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from seugpt.checkpoint import pretrained
 from seugpt.errors import CheckpointError, UserError
+from tests.helpers import replace_pickle
 from tests.robustness.loaders import (
     export_model,
     fine_tune,
@@ -166,6 +169,15 @@ def mutate_checkpoint(rng, path):
     torch.save(ckpt, path)
 
 
+def mutate_pickle(rng, path):
+    """Write a .pt file whose pickle is damaged, while all checksums are right."""
+    shutil.copy(path.with_suffix(".intact"), path)
+    with zipfile.ZipFile(path) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        pickle = archive.read(name)
+    replace_pickle(path, mutate_bytes(rng, pickle))
+
+
 def mutate_safetensors(rng, path):
     """Write a .safetensors file with one tensor changed, renamed or removed."""
     tensors = load_file(path.with_suffix(".intact"))
@@ -183,9 +195,13 @@ def mutate_safetensors(rng, path):
     save_file(tensors, path)
 
 
-WRITERS = (mutate_checkpoint, mutate_safetensors)  # the other mutations return the file's content
+WRITERS = (
+    mutate_checkpoint,
+    mutate_pickle,
+    mutate_safetensors,
+)  # the other mutations return the file's content
 JSON = (mutate_bytes, mutate_json)
-CHECKPOINT = (mutate_bytes, mutate_checkpoint)
+CHECKPOINT = (mutate_bytes, mutate_pickle, mutate_checkpoint)
 SAFETENSORS = (mutate_bytes, mutate_safetensors)
 INDEX_FILE = "sharded/model.safetensors.index.json"
 SHARD_FILE = "sharded/model-1.safetensors"

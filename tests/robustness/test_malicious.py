@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+import prepare
+import sample
+import train
+import visualize
 from seugpt.data.dataset import Dataset
 from seugpt.errors import UserError
 from tests.helpers import ROOT
@@ -312,3 +316,27 @@ def test_program_never_runs_the_content_of_a_file():
         for name, line in dangers(path.read_text(encoding="utf-8")):
             found.setdefault((file, name), []).append(line)
     assert found.keys() == ALLOWED, found
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@pytest.mark.parametrize(
+    "file, main, argv",
+    [
+        ("data/tiny/meta.json", train.main, ["--dataset=tiny"]),
+        ("data/tiny/train.bin", train.main, ["--dataset=tiny"]),
+        ("data/tiny/meta.json", prepare.main, ["t", "--input=tiny.txt", "--tokenizer=data/tiny"]),
+        ("out/metrics.jsonl", train.main, ["--init_from=resume", "--max_iters=31"]),
+        ("out/training.log", train.main, ["--init_from=resume", "--max_iters=31"]),
+        ("out/metrics.jsonl", visualize.main, ["loss", "out"]),
+        ("out/best.pt", sample.main, ["--init_from=out/best.pt"]),
+        ("prompt", sample.main, ["--start=FILE:prompt"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_pipe_in_place_of_a_file_is_refused_without_reading_it(
+    trained, refused, file, main, argv
+):
+    """Nobody writes to it, so opening it waited for ever."""
+    Path(file).unlink(missing_ok=True)
+    os.mkfifo(file)
+    assert Path(file).name in refused(main, *argv)

@@ -1,6 +1,7 @@
 """What a run saves and restores: resuming is exact, and best.pt only ever improves."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -297,10 +298,34 @@ def test_best_survives_a_crash_between_the_two_saves(trained, resume):
 
 
 def test_best_loss_is_reset_if_other_tokens_are_evaluated(trained, resume):
-    """The best.pt of an easier evaluation would have stayed the best forever."""
+    """The best.pt of an easier evaluation would have stayed the best forever.
+
+    The step of the checkpoint is evaluated again, as its loss was of other tokens.
+    """
     train.main(resume(max_iters=31, eval_iters=3))
     assert Path("out/best-until-30.pt").exists()
-    assert load_checkpoint("out/best.pt")["step"] == 31
+    assert evaluated_steps() == [0, 10, 20, 30, 30, 31]
+    assert load_checkpoint("out/best.pt")["step"] in (30, 31)
+
+
+def test_run_saved_before_its_first_evaluation_resumes_without_a_note(
+    tiny, run, resume, monkeypatch, capsys
+):
+    """The note said that best.pt was missing, though there had been none."""
+    loop = Trainer.loop
+
+    def loop_with_signal(self, signals):
+        signals.received = signal.SIGTERM
+        return loop(self, signals)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Trainer, "loop", loop_with_signal)
+        train.main(run())
+    assert resume_state("out")["step"] == 0
+    capsys.readouterr()
+    train.main(resume())
+    assert "missing" not in capsys.readouterr().out
+    assert evaluated_steps() == [0, 5, 10]
 
 
 def test_damaged_best_is_moved_aside(trained, resume, capsys):
