@@ -2,9 +2,9 @@
 
     python export.py --out_dir=out-quickstart --to=hf-quickstart
 
-Depending on its architecture a model becomes a GPT2LMHeadModel or a LlamaForCausalLM; what neither
-can express is refused by name. The logits are the same. `--init_from=hf-quickstart` loads it again,
-to sample or to fine-tune.
+Depending on its architecture a model becomes a GPT2LMHeadModel, LlamaForCausalLM or
+Qwen3ForCausalLM; what none of them can express is refused by name. The logits are the same.
+`--init_from=hf-quickstart` loads it again, to sample or to fine-tune.
 """
 
 import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
@@ -13,13 +13,21 @@ import json
 import shlex
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
-from seugpt.checkpoint.config_json import CLASSES, architecture_of, to_config_json
-from seugpt.checkpoint.huggingface import hf_names, import_extra, is_transposed, row_counts
+from seugpt.checkpoint.config_json import (
+    CLASSES,
+    architecture_of,
+    has_attention_bias,
+    to_config_json,
+)
+from seugpt.checkpoint.hub import import_extra
+from seugpt.checkpoint.huggingface import hf_names, is_transposed, row_counts
+from seugpt.checkpoint.model_card import model_card
 from seugpt.checkpoint.pretrained import (
     ModelSource,
     build_from_checkpoint,
@@ -37,59 +45,61 @@ from seugpt.files import atomic_write, disk_space, lock_folder
 @dataclass(frozen=True)
 class ExportConfig(ModelSource):
     to: Annotated[str | None, "folder to write", "path"] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], "of the weights; auto: as they came"
+    ] = "auto"
 
     def __post_init__(self):
         if self.to is None:
             raise ValueError("to= is missing: python export.py --out_dir=OUT --to=FOLDER")
 
 
-def hf_tensors(kind, model, source):
+def hf_tensors(model_type, model, source):
     """{Hugging Face's name: tensor} of all parameters."""
     tensors = {}
     for name, param in model.named_parameters():
         parts = param.detach().split(row_counts(name, param.shape, model.config))
-        for hf_name, part in zip(hf_names(name, kind), parts, strict=True):
-            if is_transposed(name, kind):
+        for hf_name, part in zip(hf_names(name, model_type), parts, strict=True):
+            if is_transposed(name, model_type):
                 part = part.t()
             tensors[hf_name] = part.contiguous()
-    if kind == "gpt2":  # always has biases; where the model has none, zeros add nothing
-        with_biases = replace(model.config, bias=True)
-        for name, shape in parameter_shapes(with_biases, source).items():
-            tensors.setdefault(hf_names(name, kind)[0], torch.zeros(shape))
+    # GPT-2 has every bias, Llama all of attention's or none; where we have none, zeros add nothing.
+    with_biases = replace(model.config, bias=True, qkv_bias=None)
+    for name, shape in parameter_shapes(with_biases, source).items():
+        in_attention = ".attn." in name and has_attention_bias(model.config)
+        if model_type == "gpt2" or in_attention:
+            for hf_name, num_rows in zip(
+                hf_names(name, model_type), row_counts(name, shape, model.config), strict=True
+            ):
+                tensors.setdefault(hf_name, torch.zeros((num_rows, *shape[1:]), dtype=param.dtype))
     return dict(sorted(tensors.items()))
-
-
-def end_of_text_id(tokenizer):
-    """The id of the document separator, or None if it is no token of its own."""
-    separator = tokenizer.document_separator
-    return tokenizer.encode(separator).tolist()[0] if separator.strip() else None
 
 
 def generation_config(config, tokenizer):
     """generation_config.json: sampling as in sample.py."""
-    end = end_of_text_id(tokenizer)
     padding_ids = list(range(tokenizer.vocab_size, config.vocab_size))
     return {
         "do_sample": True,
         "temperature": 0.8,
         "top_k": 200,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "pad_token_id": end,
+        **tokenizer.special.ids(tokenizer),
         "suppress_tokens": padding_ids or None,
     }
 
 
 def tokenizer_config(config, tokenizer):
     """tokenizer_config.json."""
+    special = tokenizer.special
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": config.block_size,
+        "bos_token": special.bos,
+        "eos_token": next(iter(special.eos), None),
+        "pad_token": special.pad,
+        "chat_template": special.chat_template,
     }
-    if end_of_text_id(tokenizer) is not None:
-        content["eos_token"] = tokenizer.document_separator
-    return content
+    return {key: value for key, value in content.items() if value is not None}
 
 
 def check_target(folder):
@@ -98,33 +108,38 @@ def check_target(folder):
         raise ConfigError(f"to={folder} already exists and is not an empty folder; choose another")
 
 
-def export(source, folder):
+def export(source, folder, dtype="auto"):
     """Write the model and tokenizer of `source` to `folder`.
 
     Raises CheckpointError, ConfigError, DataError.
     """
     ckpt = load_pretrained(source)
-    kind = architecture_of(config_of(ckpt))
+    model_type = architecture_of(config_of(ckpt))
     tokenizer = tokenizer_of(ckpt)
     check_target(folder)
     safetensors = import_extra("safetensors").torch
     tokenizer_json = tokenizer.to_json()
+    if dtype == "auto":
+        dtype = ckpt.get("dtype", "float32")
     model, _ = build_from_checkpoint(ckpt)
     config = model.config
-    tensors = hf_tensors(kind, model, source)
-    writers = {
-        "model.safetensors": lambda path: safetensors.save_file(tensors, path, {"format": "pt"}),
-        "tokenizer.json": lambda path: path.write_text(tokenizer_json, encoding="utf-8"),
-        "tokenizer_config.json": lambda path: write_json(path, tokenizer_config(config, tokenizer)),
-        "generation_config.json": lambda path: write_json(
-            path, generation_config(config, tokenizer)
-        ),
-        "config.json": lambda path: write_json(
-            path, to_config_json(kind, config, end_of_text_id(tokenizer))
-        ),
+    tensors = hf_tensors(model_type, model.to(getattr(torch, dtype)), source)
+    config_json = to_config_json(model_type, config, dtype, tokenizer.special.ids(tokenizer))
+    texts = {
+        "tokenizer.json": tokenizer_json,
+        "tokenizer_config.json": to_json(tokenizer_config(config, tokenizer)),
+        "generation_config.json": to_json(generation_config(config, tokenizer)),
+        "README.md": model_card(ckpt, model, tokenizer, CLASSES[model_type], folder.name),
+        "config.json": to_json(config_json),
     }
+
+    def write_weights(path):
+        safetensors.save_file(tensors, path, {"format": "pt"})
+
+    writers = {"model.safetensors": write_weights}
+    writers |= {name: partial(write_text, text) for name, text in texts.items()}
     write_folder(folder, writers)
-    print(f"{ckpt['path']} is now a {CLASSES[kind]} in {folder}")
+    print(f"{ckpt['path']} is now a {CLASSES[model_type]} in {folder}, in {dtype}")
     print(f"sample from it: python sample.py --init_from={shlex.quote(str(folder))}")
 
 
@@ -133,41 +148,47 @@ def write_folder(folder, writers):
 
     Raises ConfigError.
     """
-    partial = folder.with_name(f".{folder.name}.partial")  # a killed export leaves it to the next
+    unfinished = folder.with_name(
+        f".{folder.name}.partial"
+    )  # a killed export leaves it to the next
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"to={folder} cannot be created ({error.strerror}); choose another folder"
         ) from error
     try:
-        with lock_folder(partial):
+        with lock_folder(unfinished):
             for name, write in writers.items():
-                with atomic_write(partial / name) as temporary:
+                with atomic_write(unfinished / name) as temporary:
                     temporary.touch()  # with the usual mode; safetensors would make it private
                     mode = temporary.stat().st_mode
                     write(temporary)
                     temporary.chmod(mode)
-        (partial / ".lock").unlink()
+        (unfinished / ".lock").unlink()
         if folder.exists():  # and is empty
             folder.rmdir()
-        partial.rename(folder)
+        unfinished.rename(folder)
     except UserError:
         raise
     except Exception as error:  # OSError, or SafetensorError for the same
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         space = disk_space(error, folder.parent)
         raise ConfigError(f"cannot write {folder / name}{space}: {error}") from error
 
 
-def write_json(path, content):
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def to_json(content):
+    return json.dumps(content, indent=2) + "\n"
+
+
+def write_text(text, path):
+    path.write_text(text, encoding="utf-8")
 
 
 def main(argv=None):
     with command():
         [config] = parse_configs(argv, ExportConfig, description=__doc__)
-        export(config.source, Path(config.to))
+        export(config.source, Path(config.to), config.dtype)
 
 
 if __name__ == "__main__":

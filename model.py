@@ -5,7 +5,7 @@ chosen where its module is constructed, so forward has almost no branches. Param
 names.
 
 Shapes: B batch, T tokens, C channels (n_embd), V vocabulary, nh query heads, nkv key/value heads,
-hs head size (C / nh).
+hs head size (C / nh, unless head_dim says otherwise).
 
 Sources: GPT-2 (Language Models are Unsupervised Multitask Learners, 2019), attention (1706.03762),
 GELU (1606.08415), tied embeddings (1608.05859), Llama (2302.13971); others are named where they are
@@ -41,10 +41,15 @@ class ModelConfig:
     n_head: Annotated[int, "attention heads", ">= 1"] = 12
     n_kv_head: Annotated[int | None, "key/value heads; None: n_head, 1: MQA", ">= 1"] = None
     n_embd: Annotated[int, "embedding dimension, the width of the model", ">= 1"] = 768
+    head_dim: Annotated[int | None, "size of a head; None: n_embd / n_head", ">= 1"] = None
     dropout: Annotated[float, "0 to pretrain, 0.1 or more for small data", ">= 0", "< 1"] = 0.0
     bias: Annotated[bool, "biases in linear layers and layer norms, as in GPT-2"] = False
+    qkv_bias: Annotated[bool | None, "biases of queries, keys, values; None: as bias"] = None
     position: Annotated[Literal["learned", "rope"], "position embeddings"] = "learned"
     rope_base: Annotated[float, "RoPE base (theta)", "> 0"] = 10_000.0
+    rope_scaling: Annotated[
+        tuple[float, ...], "RoPE for longer contexts: a factor, or Llama 3.1's four numbers", "> 0"
+    ] = ()
     norm: Annotated[Literal["layernorm", "rmsnorm"], "normalization layers"] = "layernorm"
     norm_eps: Annotated[float, "epsilon of the normalization layers", "> 0"] = 1e-5
     mlp: Annotated[Literal["gelu", "gelu_exact", "swiglu", "relu2"], "MLP activation"] = "gelu"
@@ -56,7 +61,11 @@ class ModelConfig:
 
     @property
     def head_size(self):
-        return self.n_embd // self.n_head
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def has_qkv_bias(self):
+        return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def kv_heads(self):
@@ -74,11 +83,13 @@ class ModelConfig:
     def __post_init__(self):
         C, nh, nkv = self.n_embd, self.n_head, self.kv_heads
         problems = []
-        if C % nh:
+        if self.head_dim is None and C % nh:
             nearest = max(round(C / nh), 1) * nh
             problems.append(f"n_embd={C} must be divisible by n_head={nh}; nearest: {nearest}")
         elif self.position == "rope" and self.head_size % 2:
             problems.append(f"position=rope needs an even n_embd/n_head={self.head_size}")
+        if len(self.rope_scaling) not in (0, 1, 4):
+            problems.append(f"rope_scaling={self.rope_scaling} must have one or four numbers")
         if nh % nkv:
             divisors = ", ".join(str(n) for n in range(1, nh + 1) if nh % n == 0)
             problems.append(f"n_kv_head={nkv} must divide n_head={nh}: {divisors}")
@@ -125,18 +136,35 @@ def softcap(logits, cap):
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def rope_cos_sin(positions, head_size, base):
+def rope_cos_sin(positions, config):
     """RoPE's cos and sin for positions (..., T): two float32 tensors (..., T, 1, hs) (2104.09864).
 
     Of the two conventions this is Hugging Face's: channel i forms a pair with channel i + hs/2
     (halves, not neighbours), rotated by position * base^(-2i/hs). The sin of the first half is
     negated, as apply_rotary_emb needs it.
     """
-    exponents = torch.arange(0, head_size, 2, device=positions.device) / head_size
-    angles = positions[..., None, None] * base**-exponents  # (..., T, 1, hs/2)
+    hs = config.head_size
+    exponents = torch.arange(0, hs, 2, device=positions.device) / hs
+    frequencies = config.rope_base**-exponents  # (hs/2,)
+    if config.rope_scaling:
+        frequencies = scale_frequencies(frequencies, *config.rope_scaling)
+    angles = positions[..., None, None] * frequencies  # (..., T, 1, hs/2)
     cos = angles.cos()
     sin = angles.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def scale_frequencies(frequencies, factor, low=None, high=None, trained_length=None):
+    """RoPE's frequencies for a context longer than the one trained first: divided by `factor`.
+
+    With Llama 3.1's four numbers only low frequencies are: those that turn less than `low` times in
+    trained_length tokens. Those that turn more than `high` times stay, with a slope in between.
+    """
+    if low is None:
+        return frequencies / factor
+    turns = trained_length * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: the frequency stays
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 def apply_rotary_emb(x, cos_sin):
@@ -192,9 +220,9 @@ class CausalSelfAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_size = config.head_size
         self.num_heads = (config.n_head, config.kv_heads, config.kv_heads)  # of q, k, v
-        qkv_size = sum(self.num_heads) * config.head_size
-        self.c_attn = nn.Linear(config.n_embd, qkv_size, bias=config.bias)  # q, k, v in one matmul
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        qkv_size = sum(self.num_heads) * config.head_size  # q, k, v in one matmul
+        self.c_attn = nn.Linear(config.n_embd, qkv_size, bias=config.has_qkv_bias)
+        self.c_proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
         self.q_norm = make_norm(config, config.head_size) if config.qk_norm else identity
         self.k_norm = make_norm(config, config.head_size) if config.qk_norm else identity
         self.apply_rope = apply_rotary_emb if config.position == "rope" else identity
@@ -217,7 +245,7 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.update(self.layer_idx, k, v)
             mask = cache.mask
         y = attention(q, k, v, mask, self.attn_dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C): the heads side by side
+        y = y.transpose(1, 2).flatten(2)  # (B, T, nh hs): the heads side by side
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -318,7 +346,7 @@ class GPT(nn.Module):
             x = x + self.wpe(positions)
             cos_sin = None
         else:
-            cos_sin = rope_cos_sin(positions, self.config.head_size, self.config.rope_base)
+            cos_sin = rope_cos_sin(positions, self.config)
         x = self.drop(x)
         for block in self.h:
             x = block(x, cos_sin, cache)
@@ -365,8 +393,8 @@ class GPT(nn.Module):
         """
         looked_up = {"wpe.weight"} if self.config.tie_embeddings else {"wpe.weight", "wte.weight"}
         N = sum(p.numel() for name, p in self.named_parameters() if name not in looked_up)
-        LHQT = self.config.n_layer * self.config.n_embd * self.config.block_size  # H·Q = C
-        return 6 * N + 12 * LHQT
+        HQ = self.config.n_head * self.config.head_size
+        return 6 * N + 12 * self.config.n_layer * HQ * self.config.block_size
 
 
 def pick_device(name="auto", local_rank=0, local_world_size=1):

@@ -17,6 +17,7 @@ from typing import Annotated
 
 from tqdm import tqdm
 
+from seugpt.checkpoint.hub import download_model, is_hub_name
 from seugpt.cli.command import command
 from seugpt.cli.config_parser import parse_configs
 from seugpt.cli.values import decode_argument
@@ -61,7 +62,8 @@ class PrepareConfig:
     tokenizer: Annotated[
         str | None,
         "char, gpt2, bpe (trained on the text), or a meta.json "
-        "or tokenizer.json; None: the corpus's, or char",
+        "or tokenizer.json, or of a model on the hub: org/name[@revision]; "
+        "None: the corpus's, or char",
         "not empty",
     ] = None
     vocab_size: Annotated[int, "tokens of a bpe tokenizer", ">= 257", "<= 2**32"] = 4096
@@ -81,7 +83,7 @@ class PrepareConfig:
                 f"name={self.name} is not built in ({', '.join(CORPORA)}). "
                 f"For a text of your own: python prepare.py {self.name} --input=FILE_OR_FOLDER"
             )
-        known = self.tokenizer in (None, "gpt2", *TRAINED)
+        known = self.tokenizer in (None, "gpt2", *TRAINED) or is_hub_name(self.tokenizer)
         if not known and not self.tokenizer.endswith(".json") and not Path(self.tokenizer).is_dir():
             problems.append(
                 f"tokenizer={self.tokenizer} is not char, gpt2, "
@@ -108,7 +110,8 @@ def existing_tokenizer(choice):
         return None
     if choice == "gpt2":
         return gpt2_tokenizer()
-    return load_tokenizer(read_spec(choice), choice)
+    folder = download_model(choice, weights=False) if is_hub_name(choice) else choice
+    return load_tokenizer(read_spec(folder), choice)
 
 
 def make_tokenizer(choice, parts, vocab_size):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 # Before torch is imported: models this small lose more to threads than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs a network
 
 import pytest
 

@@ -1,30 +1,50 @@
-"""Hugging Face's config.json, read into a ModelConfig and written from one."""
+"""Hugging Face's config.json, read into a ModelConfig and written from one.
 
-import json
+GPT-2 and the Llama family can be read: Llama, Mistral, Qwen2 and Qwen3, and what calls itself by
+one of these names. Whatever else a config.json asks for is refused by name, as the logits would
+differ.
+"""
+
+from dataclasses import replace
 
 from model import ModelConfig
-from seugpt.cli.values import coerce_fields
+from seugpt.checkpoint.json_file import read_json
+from seugpt.cli.values import coerce_fields, to_repr
 from seugpt.errors import CheckpointError, ConfigError
-from seugpt.files import read_text
 
-KINDS = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama"}  # by config.json's model_type
-CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
-REQUIRED = {  # {kind: {required integer of config.json: our field}}
-    "gpt2": {
-        "n_positions": "block_size",
-        "vocab_size": "vocab_size",
-        "n_layer": "n_layer",
-        "n_head": "n_head",
-        "n_embd": "n_embd",
-    },
-    "llama": {
-        "max_position_embeddings": "block_size",
-        "vocab_size": "vocab_size",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "hidden_size": "n_embd",
-        "intermediate_size": "mlp_hidden",
-    },
+CLASSES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+REFUSED = {  # {model_type: what it has that ModelConfig cannot say}
+    "gemma": "norms that add 1 to their weight, and scaled embeddings",
+    "gemma2": "norms after attention and MLP, and a bound on attention scores",
+    "gemma3": "norms after attention and MLP, and layers with two kinds of RoPE",
+    "gemma3_text": "norms after attention and MLP, and layers with two kinds of RoPE",
+    "gpt_neox": "attention and MLP in parallel",
+    "phi": "attention and MLP in parallel",
+    "smollm3": "layers without RoPE",
+    "mixtral": "a mixture of experts",
+    "qwen2_moe": "a mixture of experts",
+    "qwen3_moe": "a mixture of experts",
+}
+GPT2_SIZES = {  # {required integer of config.json: our field}
+    "n_positions": "block_size",
+    "vocab_size": "vocab_size",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+}
+LLAMA_SIZES = {
+    "max_position_embeddings": "block_size",
+    "vocab_size": "vocab_size",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "intermediate_size": "mlp_hidden",
 }
 GPT2_ACTIVATIONS = {
     "gelu_new": "gelu",
@@ -40,11 +60,20 @@ SUPPORTED_VALUES = {  # must have these values, because that is what this progra
     "is_encoder_decoder": False,
     "pretraining_tp": 1,
 }
-ROPE_KEYS = {"rope_theta", "rope_type", "type"}
+ROPE_NUMBERS = {  # {rope_type: config.json's names of the numbers in rope_scaling}
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
 OPTIONAL = set(
-    "model_type n_inner activation_function layer_norm_epsilon "
-    "tie_word_embeddings num_key_value_heads hidden_act rms_norm_eps "
-    "attention_bias mlp_bias head_dim rope_theta rope_scaling rope_parameters".split()
+    "model_type n_inner activation_function layer_norm_epsilon tie_word_embeddings "
+    "num_key_value_heads hidden_act rms_norm_eps attention_bias mlp_bias head_dim rope_theta "
+    "rope_scaling rope_parameters sliding_window use_sliding_window layer_types".split()
 )
 IRRELEVANT = set(  # keys that do not change the logits
     "architectures transformers_version dtype torch_dtype use_cache bos_token_id "
@@ -52,98 +81,112 @@ IRRELEVANT = set(  # keys that do not change the logits
     "attn_pdrop attention_dropout summary_type summary_use_proj summary_activation "
     "summary_proj_to_labels summary_first_dropout task_specific_params "
     "output_attentions output_hidden_states return_dict chunk_size_feed_forward "
-    "id2label label2id problem_type is_llama_config transformers.js_config".split()
+    "id2label label2id problem_type is_llama_config transformers.js_config "
+    "max_window_layers".split()
 )
-EXPRESSIBLE = {  # {kind: {field: values that it has}}; any other field may have any value
-    "gpt2": {
-        "position": ["learned"],
-        "norm": ["layernorm"],
-        "mlp": ["gelu", "gelu_exact", "relu2"],
-    },
-    "llama": {"position": ["rope"], "norm": ["rmsnorm"], "mlp": ["swiglu"]},
+GPT2_FIELDS = {  # {field: the values that GPT2LMHeadModel has}
+    "position": ["learned"],
+    "norm": ["layernorm"],
+    "mlp": ["gelu", "gelu_exact", "relu2"],
+    "qk_norm": [False],
+    "head_dim": [None],
+}
+LLAMA_FIELDS = {"position": ["rope"], "norm": ["rmsnorm"], "mlp": ["swiglu"]}
+# By model_type, the plainest first; any other field may have any value. Not Qwen2, a Llama without
+# biases in one matrix: transformers 5 gives it Qwen2Tokenizer, whatever tokenizer its folder has.
+EXPRESSIBLE = {
+    "gpt2": GPT2_FIELDS,
+    "llama": {**LLAMA_FIELDS, "qk_norm": [False]},
+    "qwen3": {**LLAMA_FIELDS, "qk_norm": [True], "bias": [False]},
 }
 
 
-def reject_constant(name):
-    raise ValueError(f"{name} is not a number")
-
-
-def read_json(path):
-    """The object in a JSON file. Raises CheckpointError."""
-    try:
-        content = json.loads(read_text(path), parse_constant=reject_constant)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not contain a JSON object")
-    return content
-
-
 def read_config(folder):
-    """("gpt2" or "llama", ModelConfig, missing biases) of config.json; see missing_biases.
+    """(model_type, ModelConfig, parts of names whose biases may be missing, notes) of config.json.
 
     Raises CheckpointError.
     """
     path = folder / "config.json"
     given = read_json(path)
-    kind = KINDS.get(str(given.get("model_type")))
-    if kind is None:
-        raise CheckpointError(
-            f"{path}: model_type={given.get('model_type')!r} is not supported; gpt2 and llama are"
-        )
-    missing = [key for key in REQUIRED[kind] if type(given.get(key)) is not int]
+    model_type = check_model_type(given.get("model_type"), path)
+    sizes = GPT2_SIZES if model_type == "gpt2" else LLAMA_SIZES
+    missing = [key for key in sizes if type(given.get(key)) is not int]
     if missing:
         raise CheckpointError(f"{path} has no integer for {', '.join(missing)}")
     try:
-        unsupported = find_unsupported(given, kind)
+        unsupported = find_unsupported(given, model_type, sizes)
         if unsupported:
-            named = ", ".join(f"{key}={value!r}" for key, value in unsupported.items())
+            named = ", ".join(f"{key}={to_repr(value)}" for key, value in unsupported.items())
             raise CheckpointError(f"{path} asks for unsupported features: {named}")
-        fields = {ours: given[theirs] for theirs, ours in REQUIRED[kind].items()}
-        fields |= gpt2_fields(given) if kind == "gpt2" else llama_fields(given)
+        fields = {ours: given[theirs] for theirs, ours in sizes.items()}
+        fields |= gpt2_fields(given) if model_type == "gpt2" else llama_fields(given, model_type)
         config = ModelConfig(**coerce_fields(ModelConfig, fields))
     except CheckpointError:
         raise
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
-    return kind, config, missing_biases(given, kind)
+    notes = []
+    if config.block_size < given[next(iter(sizes))]:
+        notes.append(f"block_size is {config.block_size}, the sliding window of {path}")
+    return model_type, config, missing_biases(given, model_type), notes
 
 
-def find_unsupported(given, kind):
+def check_model_type(model_type, path):
+    """`model_type` if it is supported. Raises CheckpointError, saying what cannot be computed."""
+    if isinstance(model_type, str) and model_type in CLASSES:
+        return model_type
+    reason = ""
+    if isinstance(model_type, str) and model_type in REFUSED:
+        reason = f" ({REFUSED[model_type]})"
+    raise CheckpointError(
+        f"{path}: model_type={to_repr(model_type)} is not supported{reason}; "
+        f"supported are {', '.join(CLASSES)}"
+    )
+
+
+def find_unsupported(given, model_type, sizes):
     """{key: value} of what would make the logits differ from this program's."""
     unsupported = {
         key: value
         for key, value in given.items()
         if key in SUPPORTED_VALUES and value != SUPPORTED_VALUES[key]
     }
-    if given["model_type"] == "mistral" and "sliding_window" not in given:
-        unsupported["sliding_window"] = "4096, transformers' default"
-    known = {*SUPPORTED_VALUES, *OPTIONAL, *IRRELEVANT, *REQUIRED[kind]}
+    known = {*SUPPORTED_VALUES, *OPTIONAL, *IRRELEVANT, *sizes}
     for key, value in given.items():
         is_on = value and not key.startswith("_")  # an unknown key that is off does nothing
         if is_on and key not in known:
             unsupported[key] = value
-    activation_key = "activation_function" if kind == "gpt2" else "hidden_act"
-    activations = list(GPT2_ACTIVATIONS) if kind == "gpt2" else ["silu"]
+    activation_key = "activation_function" if model_type == "gpt2" else "hidden_act"
+    activations = list(GPT2_ACTIVATIONS) if model_type == "gpt2" else ["silu"]
     if activation_key in given and given[activation_key] not in activations:
         unsupported[activation_key] = given[activation_key]
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = given.get(key) or {}
-        types = {rope.get("type", "default"), rope.get("rope_type", "default")}
-        if types != {"default"} or set(rope) - ROPE_KEYS:
-            unsupported[key] = rope
-    if kind == "llama":
-        head_size = given["hidden_size"] // given["num_attention_heads"]
-        if given.get("head_dim") not in (None, head_size):
-            unsupported["head_dim"] = given["head_dim"]
+    if model_type == "gpt2":
+        return unsupported
+    rope = rope_parameters(given)
+    numbers = ROPE_NUMBERS.get(rope.get("rope_type"))
+    if numbers is None or set(rope) - {"rope_theta", "rope_type", "type"} != set(numbers):
+        key = "rope_parameters" if given.get("rope_parameters") else "rope_scaling"
+        unsupported[key] = given[key]
+    types = set(given.get("layer_types") or ())
+    if not types <= {"full_attention", "sliding_attention"}:
+        unsupported["layer_types"] = sorted(map(str, types))
     return unsupported
 
 
-def missing_biases(given, kind):
-    """Modules whose biases may be missing: Llama can have biases in attention or MLP alone."""
-    if kind == "gpt2":
+def rope_parameters(given):
+    """RoPE's parameters, which transformers 5 writes together and earlier versions apart."""
+    rope = {"rope_theta": given.get("rope_theta"), "rope_type": "default"}
+    for key in ("rope_scaling", "rope_parameters"):
+        found = given.get(key) or {}
+        if "type" in found:
+            rope["rope_type"] = found["type"]
+        rope |= found
+    return rope
+
+
+def missing_biases(given, model_type):
+    """Parts of names whose biases may be missing: Llama can have them in attention or MLP alone."""
+    if model_type in ("gpt2", "qwen2"):
         return ()
     flags = {".attn.": given.get("attention_bias"), ".mlp.": given.get("mlp_bias")}
     return tuple(part for part, flag in flags.items() if not flag)
@@ -159,54 +202,87 @@ def gpt2_fields(given):
     }
 
 
-def llama_fields(given):
-    rope = {"rope_theta": given.get("rope_theta"), **(given.get("rope_parameters") or {})}
+def llama_fields(given, model_type):
+    rope = rope_parameters(given)
+    head_dim = given.get("head_dim", 128 if model_type == "qwen3" else None)
+    if head_dim == given["hidden_size"] / given["num_attention_heads"]:
+        head_dim = None
+    kv_heads = given.get("num_key_value_heads", 8 if model_type == "mistral" else None)
+    if model_type in ("qwen2", "qwen3"):
+        kv_heads = given.get("num_key_value_heads", 32)
     return {
+        "block_size": context_length(given, model_type),
+        "head_dim": head_dim,
         "position": "rope",
         "rope_base": rope.get("rope_theta") or 10_000.0,
-        "n_kv_head": given.get("num_key_value_heads"),
+        "rope_scaling": tuple(rope[name] for name in ROPE_NUMBERS[rope["rope_type"]]),
+        "n_kv_head": kv_heads,
         "norm": "rmsnorm",
         "norm_eps": given.get("rms_norm_eps", 1e-6),
         "mlp": "swiglu",
         "bias": bool(given.get("attention_bias") or given.get("mlp_bias")),
+        "qkv_bias": True if model_type == "qwen2" else None,
+        "qk_norm": model_type == "qwen3",
         "tie_embeddings": given.get("tie_word_embeddings", False),
     }
 
 
+def context_length(given, model_type):
+    """The length up to which every token sees all earlier ones: that of a sliding window, if any.
+
+    Past block_size the KV cache rolls, which is what such a window does.
+    """
+    length = given["max_position_embeddings"]
+    window = given.get("sliding_window", 4096 if model_type == "mistral" else None)
+    is_used = given.get("use_sliding_window", model_type == "mistral")
+    if "layer_types" in given:
+        is_used = "sliding_attention" in (given["layer_types"] or ())
+    return min(length, window) if is_used and window else length
+
+
 def architecture_of(config):
-    """ "gpt2" or "llama". Raises ConfigError naming what each of them lacks."""
-    lacking = {}
-    for kind, values in EXPRESSIBLE.items():
-        lacking[kind] = [
-            f"{field}={getattr(config, field)}"
-            for field in values
-            if getattr(config, field) not in values[field]
-        ]
-        if kind == "gpt2" and config.kv_heads != config.n_head:
-            lacking[kind].append(f"n_kv_head={config.n_kv_head}")
-        if config.qk_norm:
-            lacking[kind].append("qk_norm=True")
-        if config.logit_softcap:
-            lacking[kind].append(f"logit_softcap={config.logit_softcap}")
-        if not lacking[kind]:
-            return kind
-    reasons = [f"{CLASSES[kind]} has no {', '.join(fields)}" for kind, fields in lacking.items()]
-    raise ConfigError(f"transformers cannot express this model: {'; '.join(reasons)}")
+    """The model_type that can express a ModelConfig. Raises ConfigError with what is lacking."""
+    if config.n_head * config.head_size == config.n_embd:
+        config = replace(config, head_dim=None)
+    lacking = {each: missing_values(config, each) for each in EXPRESSIBLE}
+    closest = min(lacking, key=lambda each: len(lacking[each]))
+    if lacking[closest]:
+        raise ConfigError(
+            "transformers cannot express this model: the closest class, "
+            f"{CLASSES[closest]}, has no {', '.join(lacking[closest])}"
+        )
+    return closest
 
 
-def to_config_json(kind, config, end_of_text_id):
-    """The content of config.json for a ModelConfig; `end_of_text_id` may be None."""
+def missing_values(config, model_type):
+    """The fields of a config that a model_type cannot have, as ["norm=layernorm", ...]."""
+    missing = [
+        field
+        for field, values in EXPRESSIBLE[model_type].items()
+        if getattr(config, field) not in values
+    ]
+    if model_type == "gpt2" and config.kv_heads != config.n_head:
+        missing.append("n_kv_head")
+    if config.logit_softcap:
+        missing.append("logit_softcap")
+    return [f"{field}={getattr(config, field)}" for field in missing]
+
+
+def to_config_json(model_type, config, dtype, special_ids):
+    """The content of config.json for a ModelConfig.
+
+    `dtype`: the weights', as in "bfloat16"; `special_ids`: {"bos_token_id": ..., ...}.
+    """
     content = {
-        "architectures": [CLASSES[kind]],
-        "model_type": kind,
+        "architectures": [CLASSES[model_type]],
+        "model_type": model_type,
         "vocab_size": config.vocab_size,
-        "dtype": "float32",
+        "dtype": dtype,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": end_of_text_id,
-        "eos_token_id": end_of_text_id,
+        **special_ids,
         "use_cache": True,
     }
-    return content | (to_gpt2_json(config) if kind == "gpt2" else to_llama_json(config))
+    return content | (to_gpt2_json(config) if model_type == "gpt2" else to_llama_json(config))
 
 
 def to_gpt2_json(config):
@@ -225,8 +301,17 @@ def to_gpt2_json(config):
     }
 
 
+def has_attention_bias(config):
+    """In Llama and Qwen3 all four matrices of attention have biases, or none."""
+    return config.bias or config.has_qkv_bias
+
+
 def to_llama_json(config):
-    return {
+    """Also for Qwen3, which has the same keys."""
+    rope_type = {len(names): rope_type for rope_type, names in ROPE_NUMBERS.items()}
+    rope = {"rope_type": rope_type[len(config.rope_scaling)], "rope_theta": config.rope_base}
+    scaling = dict(zip(ROPE_NUMBERS[rope["rope_type"]], config.rope_scaling, strict=True))
+    content = {
         "max_position_embeddings": config.block_size,
         "hidden_size": config.n_embd,
         "num_hidden_layers": config.n_layer,
@@ -236,9 +321,12 @@ def to_llama_json(config):
         "intermediate_size": config.mlp_hidden_size,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "attention_bias": config.bias,
+        "attention_bias": has_attention_bias(config),
         "mlp_bias": config.bias,
         "attention_dropout": config.dropout,
         "rope_theta": config.rope_base,  # for transformers 4; rope_parameters for 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "rope_parameters": rope | scaling,
     }
+    if scaling:
+        content["rope_scaling"] = {"rope_type": rope["rope_type"], **scaling}
+    return content

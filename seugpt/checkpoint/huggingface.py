@@ -1,8 +1,6 @@
 """Models in Hugging Face's form: a folder with config.json, model.safetensors and tokenizer.json.
 
-Two architectures are supported, GPT2LMHeadModel and LlamaForCausalLM (Mistral without its sliding
-window is the same). Whatever config.json asks for and this program does not compute is refused by
-name. export.py writes the same form.
+See config_json.py for what is supported. export.py writes the same form.
 """
 
 import re
@@ -10,19 +8,16 @@ from pathlib import Path
 
 import torch
 
-from seugpt.checkpoint.config_json import read_config, read_json
+from seugpt.checkpoint.config_json import read_config
+from seugpt.checkpoint.hub import import_extra, no_safetensors
+from seugpt.checkpoint.json_file import read_json
 from seugpt.checkpoint.shapes import parameter_shapes
-from seugpt.data.download import file_sha256
 from seugpt.data.tokenizer import load_tokenizer, read_spec
 from seugpt.errors import CheckpointError
 
-HUB = {
-    name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-}
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
-EXTRAS = {"safetensors": "0.8.0", "huggingface_hub": "2.4.0"}  # package: version to install
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that can be read
-VOCAB_MULTIPLE = 128  # a vocabulary may be padded up to a multiple of this
+MAX_PADDING = 0.1  # of a vocabulary: rows that no token uses
+VOCAB_MULTIPLE = 128  # a small vocabulary may be padded up to a multiple of this
 NON_WEIGHTS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # masks, frequencies
 
 LLAMA_NAMES = {
@@ -35,54 +30,9 @@ LLAMA_NAMES = {
     "attn.c_proj": ["self_attn.o_proj"],
     "mlp.c_fc": ["mlp.gate_proj", "mlp.up_proj"],
     "mlp.c_proj": ["mlp.down_proj"],
+    "attn.q_norm": ["self_attn.q_norm"],
+    "attn.k_norm": ["self_attn.k_norm"],
 }
-
-
-def import_extra(package):
-    """An optional package. Raises CheckpointError with the command that installs it."""
-    try:
-        return __import__(f"{package}.torch" if package == "safetensors" else package)
-    except ImportError:
-        raise CheckpointError(
-            f"Hugging Face models need the package {package}: python -m pip install "
-            f"{package}=={EXTRAS[package]}"
-        ) from None
-
-
-def download_model(name):
-    """The folder of one of OpenAI's models, downloaded once into huggingface_hub's cache."""
-    hub = import_extra("huggingface_hub")
-    try:
-        paths = [download_file(hub, HUB[name], file) for file in FILES]
-    except Exception as error:  # huggingface_hub's own types, requests' and the system's
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
-        raise CheckpointError(
-            f"cannot download {HUB[name]} ({reason}). Connect to the network, or get "
-            f"{', '.join(FILES)} another way and give their folder: --init_from=FOLDER"
-        ) from error
-    return paths[0].parent
-
-
-def download_file(hub, repository, file):
-    """The path of a file in huggingface_hub's cache. Raises ValueError if something else arrives.
-
-    huggingface_hub retries, lets a second process wait, and compares sizes. It does not compare the
-    sha256, by which it names every large file, and never removes what a killed process had
-    downloaded of it.
-    """
-    cached = hub.try_to_load_from_cache(repository, file)
-    path = Path(hub.hf_hub_download(repository, file))
-    if isinstance(cached, str):
-        return path
-    blob = path.resolve()
-    for abandoned in blob.parent.glob(f"{blob.name}.*.incomplete"):
-        abandoned.unlink(missing_ok=True)
-    is_named_by_sha256 = len(blob.name) == 64
-    if is_named_by_sha256 and (found := file_sha256(blob)) != blob.name:
-        path.unlink()
-        blob.unlink(missing_ok=True)
-        raise ValueError(f"{file} arrived with sha256 {found}, expected {blob.name}")
-    return path
 
 
 def load_folder(folder, source):
@@ -91,9 +41,8 @@ def load_folder(folder, source):
     `source`: what the user called it. Raises CheckpointError, DataError.
     """
     folder = Path(folder)
-    kind, config, missing_biases = read_config(folder)
+    model_type, config, missing_biases, notes = read_config(folder)
     spec = None
-    notes = []
     if (folder / "tokenizer.json").is_file():
         spec = read_spec(folder / "tokenizer.json")
         check_vocabulary(folder, spec, config.vocab_size)
@@ -101,8 +50,10 @@ def load_folder(folder, source):
         notes.append(
             f"{source} has no tokenizer.json: the data set's tokenizer is taken for the model's"
         )
+    state_dict, dtype = read_state_dict(folder, model_type, config, missing_biases)
     return {
-        "model": read_state_dict(folder, kind, config, missing_biases),
+        "model": state_dict,
+        "dtype": dtype,
         "model_config": vars(config),
         "train_config": {},
         "tokenizer": spec,
@@ -120,25 +71,26 @@ def check_vocabulary(folder, spec, vocab_size):
     else:
         num_tokens = load_tokenizer(spec, folder / "tokenizer.json").vocab_size
     padded = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    if not num_tokens <= vocab_size <= padded:
+    largest = max(padded, int((1 + MAX_PADDING) * num_tokens))
+    if not num_tokens <= vocab_size <= largest:
         raise CheckpointError(
             f"{folder}: config.json has vocab_size={vocab_size:,} but tokenizer.json "
             f"{num_tokens:,} tokens, more than padding explains: they belong to different models"
         )
 
 
-def hf_names(name, kind):
+def hf_names(name, model_type):
     """Hugging Face's names for one of our parameters, which may stack several of theirs."""
     layer, module, suffix = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()
-    if kind == "gpt2":
+    if model_type == "gpt2":
         return [name if module == "lm_head" else f"transformer.{name}"]
     prefix = "" if layer is None else f"model.layers.{layer}."
     return [f"{prefix}{hf_module}.{suffix}" for hf_module in LLAMA_NAMES[module]]
 
 
-def is_transposed(name, kind):
+def is_transposed(name, model_type):
     """GPT-2's linear layers are stored as (in, out), torch's as (out, in)."""
-    return kind == "gpt2" and name.endswith(".weight") and ".c_" in name
+    return model_type == "gpt2" and name.endswith(".weight") and ".c_" in name
 
 
 def row_counts(name, shape, config):
@@ -160,9 +112,7 @@ def find_tensors(folder):
     if single.is_file():
         return dict.fromkeys(open_safetensors(single).keys(), single)
     if not index.is_file():
-        raise CheckpointError(
-            f"{folder} has no model.safetensors; other forms, such as pickles, are never loaded"
-        )
+        raise CheckpointError(no_safetensors(folder, folder))
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no weight_map")
@@ -196,13 +146,13 @@ def open_safetensors(path):
         ) from error
 
 
-def read_state_dict(folder, kind, config, missing_biases):
-    """Our state dict, in float32, from Hugging Face's tensors.
+def read_state_dict(folder, model_type, config, missing_biases):
+    """(our state dict, in float32, the dtype that all tensors have, else "float32").
 
     Raises CheckpointError naming tensor, file or shape.
     """
     file_of = find_tensors(folder)
-    if kind == "gpt2" and "wte.weight" in file_of:  # a GPT2Model, whose names lack the prefix
+    if model_type == "gpt2" and "wte.weight" in file_of:  # a GPT2Model, whose names lack the prefix
         file_of = {f"transformer.{name}": file for name, file in file_of.items()}
     if config.n_layer > len(file_of):
         raise CheckpointError(
@@ -217,19 +167,20 @@ def read_state_dict(folder, kind, config, missing_biases):
         may_be_missing = in_module and name.endswith("bias")
         rows = row_counts(name, shape, config)
         parts = []
-        for hf_name, num_rows in zip(hf_names(name, kind), rows, strict=True):
+        for hf_name, num_rows in zip(hf_names(name, model_type), rows, strict=True):
             expected = (num_rows, *shape[1:])
             if may_be_missing and hf_name not in tensors:
                 parts.append(torch.zeros(expected))  # zeros add nothing
             else:
-                parts.append(tensors.read(hf_name, expected, is_transposed(name, kind)))
+                parts.append(tensors.read(hf_name, expected, is_transposed(name, model_type)))
         state_dict[name] = torch.cat(parts).contiguous()
     if config.tie_embeddings:
         tensors.check_tied("lm_head.weight", state_dict["wte.weight"])
         tensors.check_tied("transformer.lm_head.weight", state_dict["wte.weight"])
         state_dict["lm_head.weight"] = state_dict["wte.weight"]
     tensors.check_all_read()
-    return state_dict
+    dtype = tensors.dtypes.pop() if len(tensors.dtypes) == 1 else torch.float32
+    return state_dict, str(dtype).removeprefix("torch.")
 
 
 class TensorReader:
@@ -239,6 +190,7 @@ class TensorReader:
         self.folder = folder
         self.file_of = file_of
         self.opened = opened
+        self.dtypes = set()  # of those that have been read
         self.unread = {name for name in file_of if not name.endswith(NON_WEIGHTS)}
 
     def __contains__(self, name):
@@ -274,6 +226,7 @@ class TensorReader:
             raise CheckpointError(
                 f"{file}: the tensor {name} is {tensor.dtype}; quantized weights are not supported"
             )
+        self.dtypes.add(tensor.dtype)
         return tensor.float()
 
     def check_tied(self, name, embedding):

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 
 from model import GPT, ModelConfig
-from seugpt.checkpoint import huggingface, nanogpt
+from seugpt.checkpoint import hub, huggingface, nanogpt
 from seugpt.checkpoint.adapt import adapt_state_dict
 from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.checkpoint.storage import (
@@ -22,11 +22,12 @@ from seugpt.checkpoint.storage import (
     read_file,
 )
 from seugpt.cli.values import coerce_fields
-from seugpt.data.tokenizer import load_tokenizer
+from seugpt.data.tokenizer import load_tokenizer, same_vocabulary
 from seugpt.errors import CheckpointError
 
 NON_WEIGHT_FIELDS = {"dropout": 0.0, "embedding_std": 0.0}  # no weight depends on these
-SHAPE_FIELDS = ("vocab_size", "n_layer", "n_head", "n_embd")  # no weight fits other values of these
+# No weight fits other values of these.
+SHAPE_FIELDS = ("vocab_size", "n_layer", "n_head", "n_embd", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ModelSource:
     init_from: Annotated[
         str,
         "resume: the run in out_dir; or a checkpoint, a run's folder, a Hugging Face folder, "
-        "gpt2 to gpt2-xl",
+        "gpt2 to gpt2-xl, org/name[@revision] on the hub",
         "path",
     ] = "resume"
     out_dir: Annotated[str, "folder of a run; best.pt is loaded, else latest.pt", "path"] = "out"
@@ -53,8 +54,8 @@ def load_pretrained(source):
     CheckpointError, DataError.
     """
     path = Path(source)
-    if source in huggingface.HUB and not path.exists():
-        return huggingface.load_folder(huggingface.download_model(source), source)
+    if hub.is_hub_name(source):
+        return huggingface.load_folder(hub.download_model(source), source)
     if (path / "config.json").is_file():
         return huggingface.load_folder(path, source)
     if path.is_file() and path.suffix in (".json", ".safetensors"):
@@ -133,7 +134,7 @@ def check_architecture(ckpt, target_config, resume):
 
 def check_tokenizer(ckpt, spec, dataset):
     """Raise CheckpointError if a data set has another tokenizer than the weights."""
-    if ckpt["tokenizer"] in (spec, None):
+    if ckpt["tokenizer"] is None or same_vocabulary(ckpt["tokenizer"], spec):
         return
     trained_on = ckpt["train_config"].get("dataset")
     source = f"data/{trained_on}/meta.json" if trained_on else ckpt["path"]

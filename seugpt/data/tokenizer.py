@@ -13,6 +13,7 @@ import numpy as np
 import tiktoken
 
 from seugpt.data.download import download
+from seugpt.data.special_tokens import SpecialTokens
 from seugpt.data.text import split_at_word_boundaries
 from seugpt.data.tokenizer_json import (
     END_OF_TEXT,
@@ -54,6 +55,7 @@ class CharTokenizer:
     """One token per character of `chars`, a string without repetitions; an id is an index in it."""
 
     document_separator = "\n\n"
+    special = SpecialTokens()
 
     def __init__(self, chars):
         self.chars = chars
@@ -95,6 +97,7 @@ class BPETokenizer:
     """Byte-level BPE run by tiktoken: GPT-2's own, or one trained here."""
 
     document_separator = END_OF_TEXT
+    special = SpecialTokens(bos=END_OF_TEXT, eos=(END_OF_TEXT,))
 
     def __init__(self, encoding, spec):
         self.encoding = encoding
@@ -111,6 +114,9 @@ class BPETokenizer:
     def encode_prompt(self, text):
         chunks = split_at_word_boundaries([text])  # tiktoken fails on a million spaces in a row
         return np.concatenate([self.encode(chunk) for chunk in chunks])
+
+    def token_id(self, token):
+        return self.encoding.encode_single_token(token)
 
     def decode_bytes(self, ids):
         return self.encoding.decode_bytes(list(ids))
@@ -250,12 +256,18 @@ def load_tokenizer(spec, source="tokenizer"):
                 [base64.b64decode(token, validate=True) for token in spec["ranks"]]
             )
         if spec["kind"] == "huggingface":
-            return HuggingFaceTokenizer(spec["json"])
+            return HuggingFaceTokenizer(spec["json"], spec.get("special"))
         raise ValueError(spec["kind"])
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{source}: not a valid tokenizer spec: {one_line(error)}") from error
+
+
+def same_vocabulary(spec, other):
+    """Whether two specs give the same ids to the same text; special tokens beside it may differ."""
+    ignored = {"special": None}
+    return {**spec, **ignored} == {**other, **ignored}
 
 
 def char_tokenizer(chars):
@@ -276,7 +288,9 @@ def read_spec(path):
     try:
         text = read_text(path)
         content = json.loads(text)
-        return spec_from_json(text) if "model" in content else content["tokenizer"]
+        if "model" in content:
+            return spec_from_json(text, path.parent)
+        return content["tokenizer"]
     except DataError as error:
         raise DataError(f"cannot read the tokenizer of {path}: {error}") from error
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -8,9 +8,11 @@ import base64
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 
+from seugpt.data.special_tokens import SpecialTokens, from_json, read_special_tokens
 from seugpt.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -42,12 +44,18 @@ def ranks_sha256(ranks):
     return hashlib.sha256(b"".join(base64.b64encode(token) + b"\n" for token in ranks)).hexdigest()
 
 
-def spec_from_json(text):
-    """The spec, as load_tokenizer takes it, of a tokenizer.json's content. Raises DataError."""
+def spec_from_json(text, folder=None):
+    """The spec, as load_tokenizer takes it, of a tokenizer.json's content. Raises DataError.
+
+    `folder`: where the file lies, beside others that name its special tokens.
+    """
     try:
         content = json.loads(text)
         chars = chars_of(content)
         ranks = gpt2_style_ranks(content)
+        special = None
+        if folder is not None:
+            special = read_special_tokens(folder, tokens_by_id(content)).to_json()
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"it is not a readable tokenizer.json ({type(error).__name__}: {error})"
@@ -55,10 +63,20 @@ def spec_from_json(text):
     if chars is not None:
         return {"kind": "char", "chars": chars}
     if ranks is None:
-        return {"kind": "huggingface", "json": text}
+        return {"kind": "huggingface", "json": text, "special": special}
     if ranks_sha256(ranks) == GPT2_SHA256:
         return {"kind": "gpt2"}
     return bpe_spec(ranks)
+
+
+def tokens_by_id(content):
+    """{id: token} of a tokenizer.json's vocabulary, whichever model it has."""
+    vocab = content["model"]["vocab"]
+    if isinstance(vocab, list):  # Unigram's pairs of a token and its score
+        tokens = {i: pair[0] for i, pair in enumerate(vocab)}
+    else:
+        tokens = {i: token for token, i in vocab.items()}
+    return tokens | {token["id"]: token["content"] for token in content["added_tokens"]}
 
 
 def bpe_spec(ranks):
@@ -156,8 +174,11 @@ def merged_halves(token, rank_of):
 class HuggingFaceTokenizer:
     """Any other tokenizer.json, such as Llama's, run by the tokenizers package."""
 
-    def __init__(self, text):
-        """Raises DataError if the package is missing, or if tokens cannot be turned to bytes."""
+    def __init__(self, text, special=None):
+        """Raises DataError if the package is missing, or if tokens cannot be turned to bytes.
+
+        `special`: the JSON of SpecialTokens, None if only tokenizer.json is known.
+        """
         self.text = text
         content = json.loads(text)
         from_str = import_tokenizers().Tokenizer.from_str
@@ -180,10 +201,24 @@ class HuggingFaceTokenizer:
             raise DataError(
                 f"tokenizer.json has {len(vocab):,} tokens but ids up to {self.vocab_size - 1:,}"
             )
-        special = {token["id"]: token["content"].encode() for token in content["added_tokens"]}
+        added = {token["id"]: token["content"].encode() for token in content["added_tokens"]}
         to_bytes = token_decoder(content)
-        self.bytes_of = {i: special.get(i) or to_bytes(token) for token, i in vocab.items()}
-        self.document_separator = next((token for token in END_TOKENS if token in vocab), "\n\n")
+        self.bytes_of = {i: added.get(i) or to_bytes(token) for token, i in vocab.items()}
+        self.special = self.complete(from_json(special) if special else SpecialTokens(), vocab)
+        ends = [token for token in (*END_TOKENS, *self.special.eos) if token in vocab]
+        self.document_separator = ends[0] if ends else "\n\n"
+
+    def complete(self, special, vocab):
+        """Special tokens that no file names: what encoding puts in front, and the usual end."""
+        if special.bos is None:
+            first = self.prompt_encoder.encode("").tokens[:1]
+            special = replace(special, bos=first[0] if first else None)
+        if not special.eos:
+            special = replace(special, eos=tuple(token for token in END_TOKENS if token in vocab))
+        return special
+
+    def token_id(self, token):
+        return self.prompt_encoder.token_to_id(token)
 
     def encode(self, text):
         """text -> int32 array of ids, as inside a longer text: nothing is put in front."""
@@ -197,7 +232,7 @@ class HuggingFaceTokenizer:
         return b"".join(self.bytes_of.get(int(i), b"") for i in ids)
 
     def spec(self):
-        return {"kind": "huggingface", "json": self.text}
+        return {"kind": "huggingface", "json": self.text, "special": self.special.to_json()}
 
     def to_json(self):
         return self.text

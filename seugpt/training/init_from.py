@@ -123,6 +123,6 @@ def build_model(model_config, config, ckpt, tokenizer):
 
 def estimate_num_params(c):
     """The size of a model's matrices, without building it, as too large a one takes all memory."""
-    attention = (c.n_head + 2 * c.kv_heads) * c.head_size * c.n_embd + c.n_embd**2
+    attention = 2 * (c.n_head + c.kv_heads) * c.head_size * c.n_embd
     mlp = (3 if c.mlp == "swiglu" else 2) * c.n_embd * c.mlp_hidden_size
     return c.n_layer * (attention + mlp) + c.vocab_size * c.n_embd

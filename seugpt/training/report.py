@@ -91,6 +91,7 @@ def forward_flops(shapes, config):
     Three times their sum is GPT.flops_per_token(). Norms and biases are not matrices; they take
     about the 2 FLOPs each that the 6N rule counts.
     """
+    HQ = config.n_head * config.head_size
     matrices = dict.fromkeys(MODULES, 0)
     vectors = 0
     for name, shape in shapes.items():
@@ -100,7 +101,7 @@ def forward_flops(shapes, config):
             vectors += math.prod(shape)
     return {
         "attention, matrices": 2 * matrices["attention"],
-        "attention, scores": 4 * config.n_layer * config.n_embd * config.block_size,
+        "attention, scores": 4 * config.n_layer * HQ * config.block_size,
         "MLP": 2 * matrices["MLP"],
         "norms, biases": 2 * vectors,
         "head": 2 * config.vocab_size * config.n_embd,

@@ -1,37 +1,29 @@
-"""Models from Hugging Face: the logits of transformers, errors that name the cause, downloads."""
+"""Models from Hugging Face: the logits of transformers, and errors that name the cause."""
 
-import contextlib
-import hashlib
-import http.server
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers: these tests need no network
-import huggingface_hub
 import transformers
+from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from seugpt.checkpoint import huggingface
-from seugpt.checkpoint.pretrained import build_from_checkpoint, config_of, load_pretrained
+from seugpt.checkpoint.pretrained import config_of, load_pretrained
 from seugpt.data.tokenizer import CharTokenizer
-from seugpt.errors import CheckpointError
-from tests.helpers import ROOT, perturb
+from tests.checkpoint.hf_models import (
+    CHARS,
+    check_logits,
+    edit_json,
+    edit_tensors,
+    make_gpt2,
+    make_llama,
+)
 
-CHARS = "\n abcdefgh"
-GPT2 = {"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 11, "n_positions": 16}
 GPT2_VARIANTS = {
     "small": {},
     "odd sizes": {
@@ -44,15 +36,6 @@ GPT2_VARIANTS = {
         "activation_function": "gelu",
     },
     "one head": {"n_head": 1, "n_inner": 7, "activation_function": "relu2"},
-}
-LLAMA = {
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "vocab_size": 11,
-    "max_position_embeddings": 16,
 }
 LLAMA_VARIANTS = {
     "small": {},
@@ -73,45 +56,6 @@ LLAMA_VARIANTS = {
         "mlp_bias": True,
     },
 }
-
-
-def make_gpt2(tied=True, **changes):
-    shape = {**GPT2, **changes}
-    config = transformers.GPT2Config(
-        **shape, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0
-    )
-    return perturb(transformers.GPT2LMHeadModel(config))
-
-
-def make_llama(tied=True, **changes):
-    config = transformers.LlamaConfig(
-        **{**LLAMA, **changes},
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=0,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-    )
-    return perturb(transformers.LlamaForCausalLM(config))
-
-
-@torch.no_grad()
-def check_logits(theirs, folder):
-    """Load a folder and compare its logits with those of `theirs`. Returns our model."""
-    ours, notes = build_from_checkpoint(load_pretrained(str(folder)))
-    assert notes == []
-    idx = torch.randint(ours.config.vocab_size, (3, ours.config.block_size))
-    torch.testing.assert_close(ours.eval()(idx, idx)[0], theirs(idx).logits, atol=1e-4, rtol=0)
-    return ours
-
-
-def edit_json(path, **values):
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**content, **values}), encoding="utf-8")
-
-
-def edit_tensors(folder, **changes):
-    path = Path(folder, "model.safetensors")
-    save_file({**load_file(path), **changes}, path)
 
 
 @pytest.fixture(scope="module")
@@ -229,20 +173,18 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 BAD_CONFIGS = [
     ({"rope_parameters": YARN}, "rope_parameters=.*yarn"),
     (
-        {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
-        "rope_scaling=.*linear",
+        {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_scaling=.*dynamic",
     ),
     ({"rope_parameters": {**YARN, "rope_type": "default"}}, "rope_parameters=.*factor"),
-    ({"sliding_window": 4096}, "sliding_window=4096"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
     ({"hidden_act": {"a": 1}}, "hidden_act={'a': 1}"),
-    ({"head_dim": 8}, "head_dim=8"),
+    ({"head_dim": 8}, r"q_proj\.weight .*\(16, 16\).*\(32, 16\)"),
     ({"pretraining_tp": 2}, "pretraining_tp=2"),
     ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
     ({"model_type": "bert"}, "model_type='bert'"),
     ({"model_type": None}, "model_type=None"),
     ({"model_type": ["llama"]}, "model_type=.'llama'."),
-    ({"model_type": "mistral"}, "sliding_window=.4096"),
     ({"hidden_size": None}, "hidden_size"),
     ({"hidden_size": "big"}, "hidden_size"),
     ({"num_key_value_heads": 3}, "n_kv_head=3 .*n_head=4"),
@@ -370,217 +312,3 @@ def test_missing_package_is_named_with_its_install_command(
         edit_json(hf / "tokenizer.json", normalizer={"type": "Lowercase"})
     message = refused(sample.main, f"--init_from={source}")
     assert f"python -m pip install {package}==" in message
-
-
-def test_install_commands_name_the_versions_of_requirements_dev():
-    text = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
-    required = dict(re.findall(r"^(\w+)==(\S+)", text, re.MULTILINE))
-    for package, version in huggingface.EXTRAS.items():
-        assert required[package] == version, package
-    source = (ROOT / "seugpt/data/tokenizer_json.py").read_text(encoding="utf-8")
-    assert f"tokenizers=={required['tokenizers']}" in source
-
-
-# Downloads
-
-
-UNREACHABLE = "http://127.0.0.1:9"  # nobody listens there
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of huggingface.co that a download needs, with faults on request.
-
-    `faults`: a list of what goes wrong in the next downloads of model.safetensors: an HTTP status,
-    "short", "other content", or "stall", which releases `half_sent` and waits for `resume`.
-    """
-
-    def do_GET(self):
-        self.reply(True)
-
-    def do_HEAD(self):
-        self.reply(False)
-
-    def reply(self, with_body):
-        prefix = "/openai-community/gpt2/resolve/main/"
-        path = Path("served", self.path.removeprefix(prefix))
-        found = self.path.startswith(prefix) and path.is_file()
-        body = path.read_bytes() if found else b""
-        fault = None
-        if with_body and path.suffix == ".safetensors" and self.faults:
-            fault = self.faults.pop(0)
-        self.send_response(fault if isinstance(fault, int) else 200 if found else 404)
-        etag = hashlib.sha256(body).hexdigest()  # as for large files
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{etag}"')
-        self.send_header("X-Repo-Commit", "a" * 40)
-        self.end_headers()
-        if with_body and not isinstance(fault, int):
-            self.send_body(body, fault)
-
-    def send_body(self, body, fault):
-        if fault == "other content":
-            self.wfile.write(b"?" * len(body))
-        elif fault == "short":
-            self.wfile.write(body[:1000])
-        elif fault == "stall":
-            self.wfile.write(body[:1000])
-            self.half_sent.release()
-            self.resume.wait(60)
-            self.wfile.write(body[1000:])
-        else:
-            self.wfile.write(body)
-
-    def handle(self):
-        with contextlib.suppress(ConnectionError):  # the client was killed or has closed
-            super().handle()
-
-    def log_message(self, *_):
-        pass
-
-
-def use_endpoint(monkeypatch, endpoint):
-    """Make huggingface_hub in this process download from `endpoint` to home/hub."""
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    values = {
-        "ENDPOINT": endpoint,
-        "HUGGINGFACE_CO_URL_TEMPLATE": template,
-        "HF_HUB_CACHE": str(Path("home/hub").absolute()),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }
-    for name, value in values.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()  # its next one reads these values
-
-
-@pytest.fixture
-def hub(workspace, monkeypatch):
-    """The URL of a local hub that serves a small gpt2; this process downloads from it."""
-    make_gpt2(vocab_size=len(CHARS)).save_pretrained("served")
-    text = CharTokenizer(CHARS).to_json()
-    Path("served/tokenizer.json").write_text(text, encoding="utf-8")
-    Hub.faults = []
-    Hub.half_sent = threading.Semaphore(0)
-    Hub.resume = threading.Event()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
-        use_endpoint(monkeypatch, endpoint)
-        yield endpoint
-        Hub.resume.set()
-        server.shutdown()
-    huggingface_hub.close_session()
-
-
-@pytest.fixture
-def no_sleep(monkeypatch):
-    """Make huggingface_hub retry without waiting."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-
-
-def start_download(endpoint):
-    """Start downloading gpt2 in a process of its own."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(Path("home").absolute()),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    code = """
-from seugpt.checkpoint.huggingface import download_model
-from seugpt.cli.command import command
-with command():
-    download_model("gpt2")
-"""
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, encoding="utf-8"
-    )
-
-
-def cached():
-    """{name: content} of the files that huggingface_hub's cache has under their final names."""
-    return {path.name: path.read_bytes() for path in Path("home").rglob("snapshots/*/*")}
-
-
-def served():
-    return {path.name: path.read_bytes() for path in Path("served").iterdir()}
-
-
-def test_model_on_the_hub_is_downloaded_once(hub, monkeypatch, capsys):
-    """The second time it is loaded from the cache, without a network."""
-    options = ["--device=cpu", "--num_samples=1", "--max_new_tokens=5", "--start=abc"]
-    sample.main(["--init_from=gpt2", *options])
-    first = capsys.readouterr().out
-    assert first.startswith("abc")
-    use_endpoint(monkeypatch, UNREACHABLE)
-    sample.main(["--init_from=gpt2", *options])
-    assert capsys.readouterr().out == first
-
-
-def test_unreachable_hub_is_one_message(workspace, monkeypatch, refused, no_sleep):
-    """It says how to use files that were downloaded in another way."""
-    use_endpoint(monkeypatch, UNREACHABLE)
-    message = refused(sample.main, "--init_from=gpt2", "--device=cpu")
-    assert "openai-community/gpt2" in message
-    assert "--init_from=FOLDER" in message
-
-
-def test_failed_download_is_retried(hub, no_sleep):
-    Hub.faults = [500, "short"]
-    huggingface.download_model("gpt2")
-    assert Hub.faults == []
-    assert cached() == {name: served()[name] for name in huggingface.FILES}
-
-
-def test_file_missing_on_the_hub_is_one_error(hub):
-    Path("served/model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="--init_from=FOLDER"):
-        huggingface.download_model("gpt2")
-    assert "model.safetensors" not in cached()
-
-
-def test_download_with_a_wrong_checksum_is_refused_and_not_cached(hub):
-    """huggingface_hub compares only sizes, so damaged weights were used and stayed in its cache."""
-    Hub.faults = ["other content"]
-    with pytest.raises(CheckpointError, match=r"model\.safetensors arrived with sha256"):
-        huggingface.download_model("gpt2")
-    assert "model.safetensors" not in cached()
-    huggingface.download_model("gpt2")
-    assert cached()["model.safetensors"] == served()["model.safetensors"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to a process")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_interrupted_download_can_be_started_again(hub, name):
-    """Nothing is left of the first one: no traceback, no partial file."""
-    signum = getattr(signal, name)
-    Hub.faults = ["stall"]
-    process = start_download(hub)
-    assert Hub.half_sent.acquire(timeout=100)
-    process.send_signal(signum)
-    message = process.communicate(timeout=100)[1]
-    assert "Traceback" not in message
-    assert "model.safetensors" not in cached()
-    assert process.returncode == (130 if name == "SIGINT" else -signum)
-    huggingface.download_model("gpt2")
-    assert cached()["model.safetensors"] == served()["model.safetensors"]
-    assert not list(Path("home").rglob("*.incomplete"))
-
-
-def test_concurrent_downloads_wait_for_each_other(hub):
-    Hub.faults = ["stall"]
-    with ThreadPoolExecutor(1) as pool:
-        process = start_download(hub)
-        assert Hub.half_sent.acquire(timeout=100)
-        second = pool.submit(huggingface.download_model, "gpt2")
-        Hub.resume.set()
-        second.result(timeout=100)
-    assert process.wait(timeout=100) == 0
-    assert cached()["model.safetensors"] == served()["model.safetensors"]
-
-
-def test_models_on_the_hub_have_nanogpts_names():
-    assert list(huggingface.HUB) == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]

@@ -12,7 +12,14 @@ import prepare
 import sample
 import train
 from seugpt.data.dataset import Dataset
-from seugpt.data.tokenizer import END_OF_TEXT, decode, load_tokenizer, read_spec, train_bpe
+from seugpt.data.tokenizer import (
+    END_OF_TEXT,
+    decode,
+    load_tokenizer,
+    read_spec,
+    same_vocabulary,
+    train_bpe,
+)
 from seugpt.data.tokenizer_json import CHAR_TO_BYTE, spec_from_json
 from seugpt.errors import DataError
 from tests.helpers import TEXT, llama2_like, llama3_like
@@ -64,7 +71,7 @@ def test_an_external_tokenizer_encodes_as_in_hugging_face(make):
     assert spec["kind"] == "huggingface"
     ours = load_tokenizer(json.loads(json.dumps(spec)))
     assert ours.to_json() == hf_tokenizer.to_str()
-    assert ours.spec() == spec
+    assert same_vocabulary(ours.spec(), spec)
     assert ours.vocab_size == hf_tokenizer.get_vocab_size()
     assert ours.encode_prompt("o menino viu").tolist() == hf_tokenizer.encode("o menino viu").ids
     text = " o menino viu a maçã 🦜\n\n e não"

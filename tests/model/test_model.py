@@ -20,12 +20,17 @@ def small_model(**changes):
     return GPT(ModelConfig(**{**SMALL, **changes}))
 
 
+def rope_config(head_size, base=10_000.0):
+    """A model of one head of this size."""
+    return ModelConfig(n_head=1, n_embd=head_size, position="rope", rope_base=base)
+
+
 class NumpyGPT:
     """The forward pass of a GPT in NumPy's float64, with loops over rows, heads and layers."""
 
     def __init__(self, model):
         self.config = model.config
-        self.head_size = model.config.n_embd // model.config.n_head
+        self.head_size = model.config.head_dim or model.config.n_embd // model.config.n_head
         self.weights = {k: tensor.double().numpy() for k, tensor in model.state_dict().items()}
 
     def __call__(self, idx):
@@ -101,9 +106,24 @@ class NumpyGPT:
         """RoPE as complex multiplication; the channels i + hs/2 are the imaginary parts of i."""
         half = self.head_size // 2
         frequencies = self.config.rope_base ** (-np.arange(half) / half)
+        if len(self.config.rope_scaling) == 1:
+            frequencies /= self.config.rope_scaling[0]
+        elif self.config.rope_scaling:
+            frequencies = [self.llama3_frequency(frequency) for frequency in frequencies]
         angles = np.arange(len(x))[:, None] * frequencies
         z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
         return np.concatenate((z.real, z.imag), axis=-1)
+
+    def llama3_frequency(self, frequency):
+        """Llama 3.1's rule in terms of wavelengths, as its authors wrote it."""
+        factor, low, high, trained_length = self.config.rope_scaling
+        wavelength = 2 * np.pi / frequency
+        if wavelength < trained_length / high:
+            return frequency
+        if wavelength > trained_length / low:
+            return frequency / factor
+        smooth = (trained_length / wavelength - low) / (high - low)
+        return (1 - smooth) * frequency / factor + smooth * frequency
 
 
 ARCHITECTURES = {
@@ -112,6 +132,17 @@ ARCHITECTURES = {
     "one head": {"n_head": 1, "n_embd": 8},
     "odd width": {"n_head": 5, "n_embd": 15},
     "rope": {"position": "rope", "rope_base": 50.0},
+    "rope, linear scaling": {"position": "rope", "rope_base": 50.0, "rope_scaling": (3.0,)},
+    "rope, llama3 scaling": {
+        "position": "rope",
+        "rope_base": 50.0,
+        "rope_scaling": (8.0, 1.0, 4.0, 12.0),
+        "head_dim": 16,
+    },
+    "head_dim": {"head_dim": 10, "n_kv_head": 2, "qk_norm": True},
+    "odd head_dim": {"head_dim": 3, "n_head": 5},
+    "qkv_bias": {"position": "rope", "qkv_bias": True},
+    "no qkv_bias": {"bias": True, "qkv_bias": False},
     "large eps": {"norm_eps": 0.1},
     "rmsnorm": {"norm": "rmsnorm", "norm_eps": 0.1},
     "swiglu": {"mlp": "swiglu", "bias": True},
@@ -156,7 +187,7 @@ def test_rope_attention_depends_only_on_the_signed_distance():
     q, k = torch.randn(2, 1, 1, 1, 16)  # (B, T, nh, hs) each
 
     def rotate(x, position):
-        cos_sin = model_module.rope_cos_sin(torch.tensor([position]), 16, 100.0)
+        cos_sin = model_module.rope_cos_sin(torch.tensor([position]), rope_config(16, 100.0))
         return model_module.apply_rotary_emb(x, cos_sin)
 
     def score(query_position, key_position):
@@ -171,7 +202,7 @@ def test_rope_attention_depends_only_on_the_signed_distance():
 def test_rope_rotates_halves_as_hugging_face_does():
     x = torch.zeros(1, 1, 1, 4)
     x[..., 0] = 1.0
-    cos_sin = model_module.rope_cos_sin(torch.tensor([1]), 4, 10_000.0)
+    cos_sin = model_module.rope_cos_sin(torch.tensor([1]), rope_config(4))
     rotated = model_module.apply_rotary_emb(x, cos_sin).flatten()
     torch.testing.assert_close(rotated, torch.tensor([math.cos(1), 0.0, math.sin(1), 0.0]))
 
@@ -180,7 +211,7 @@ def test_rope_stays_exact_in_a_half_precision_model():
     """Frequencies kept in a buffer would be rounded by model.to(bfloat16)."""
     model = small_model(position="rope", n_embd=32).to(torch.bfloat16)
     assert list(model.named_buffers()) == []
-    cos, _ = model_module.rope_cos_sin(torch.tensor([1001]), 16, 10_000.0)
+    cos, _ = model_module.rope_cos_sin(torch.tensor([1001]), rope_config(16))
     assert cos.dtype == torch.float32
     assert cos.flatten()[0].item() == pytest.approx(math.cos(1001), abs=1e-6)
 
