@@ -25,7 +25,6 @@ from seugpt.checkpoint.config_json import (
     has_attention_bias,
     to_config_json,
 )
-from seugpt.checkpoint.hub import import_extra
 from seugpt.checkpoint.huggingface import hf_names, is_transposed, row_counts
 from seugpt.checkpoint.model_card import model_card
 from seugpt.checkpoint.pretrained import (
@@ -38,6 +37,7 @@ from seugpt.checkpoint.pretrained import (
 from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.cli.command import command
 from seugpt.cli.config_parser import parse_configs
+from seugpt.data.hub import import_extra
 from seugpt.errors import ConfigError, UserError
 from seugpt.files import atomic_write, disk_space, lock_folder
 

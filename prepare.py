@@ -17,7 +17,6 @@ from typing import Annotated
 
 from tqdm import tqdm
 
-from seugpt.checkpoint.hub import download_model, is_hub_name
 from seugpt.cli.command import command
 from seugpt.cli.config_parser import parse_configs
 from seugpt.cli.values import decode_argument
@@ -29,6 +28,7 @@ from seugpt.data.dataset_dir import (
     fingerprint,
     write_meta,
 )
+from seugpt.data.hub import download_model, is_hub_name
 from seugpt.data.text import Text, find_files, split_at_word_boundaries
 from seugpt.data.tokenizer import (
     BPETokenizer,

@@ -8,8 +8,8 @@ differ.
 from dataclasses import replace
 
 from model import ModelConfig
-from seugpt.checkpoint.json_file import read_json
 from seugpt.cli.values import coerce_fields, to_repr
+from seugpt.data.json_file import read_json
 from seugpt.errors import CheckpointError, ConfigError
 
 CLASSES = {

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from seugpt.checkpoint.config_json import read_config
-from seugpt.checkpoint.hub import import_extra, no_safetensors
-from seugpt.checkpoint.json_file import read_json
 from seugpt.checkpoint.shapes import parameter_shapes
+from seugpt.data.hub import import_extra, no_safetensors
+from seugpt.data.json_file import read_json
 from seugpt.data.tokenizer import load_tokenizer, read_spec
 from seugpt.errors import CheckpointError
 

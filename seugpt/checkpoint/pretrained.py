@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 
 from model import GPT, ModelConfig
-from seugpt.checkpoint import hub, huggingface, nanogpt
+from seugpt.checkpoint import huggingface, nanogpt
 from seugpt.checkpoint.adapt import adapt_state_dict
 from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.checkpoint.storage import (
@@ -22,6 +22,7 @@ from seugpt.checkpoint.storage import (
     read_file,
 )
 from seugpt.cli.values import coerce_fields
+from seugpt.data import hub
 from seugpt.data.tokenizer import load_tokenizer, same_vocabulary
 from seugpt.errors import CheckpointError
 

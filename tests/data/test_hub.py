@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import prepare
 import sample
-from seugpt.checkpoint.hub import EXTRAS, OPENAI, download_model
+from seugpt.data.hub import EXTRAS, OPENAI, download_model
 from seugpt.data.tokenizer import CharTokenizer, read_spec
 from seugpt.errors import CheckpointError
 from tests.checkpoint.hf_models import CHARS, check_logits, make_gpt2, make_llama
@@ -147,7 +147,7 @@ def start_download(endpoint):
         "PYTHONPATH": str(ROOT),
     }
     code = """
-from seugpt.checkpoint.hub import download_model
+from seugpt.data.hub import download_model
 from seugpt.cli.command import command
 with command():
     download_model("gpt2")

@@ -6,8 +6,8 @@ A model is named org/name, or org/name@revision; OpenAI's GPT-2 also as nanoGPT 
 import re
 from pathlib import Path
 
-from seugpt.checkpoint.json_file import read_json
 from seugpt.data.download import file_sha256
+from seugpt.data.json_file import read_json
 from seugpt.errors import CheckpointError
 
 OPENAI = {
