@@ -24,13 +24,14 @@ from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import parse_configs
 from seugpt.cli.text_option import is_utf8, read_text_option
 from seugpt.cli.values import decode_argument
+from seugpt.data.text import escape_control_chars
 from seugpt.data.tokenizer import encode_option
 from seugpt.errors import DataError
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
-from seugpt.generation.text_stream import stream_texts
+from seugpt.generation.text_stream import TextStream, stream_texts
 
-DEFAULT_START = ("\n",)
+DEFAULT_START = ("\n",)  # or the first character that the model knows
 SEPARATOR = "---------------"
 GPU_CHUNK = 16  # tokens fetched from a GPU at a time: asking for each one would make the GPU wait
 
@@ -48,6 +49,7 @@ class SampleConfig(ModelSource):
     stop: Annotated[
         tuple[str, ...], "end a sample before this text; may be repeated", "not empty"
     ] = ()
+    ignore_eos: Annotated[bool, "go on after the model's end-of-text token"] = False
     seed: Annotated[int, "random seed", ">= -2**63", "< 2**63"] = 1337
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "dtype of the weights"] = (
@@ -94,8 +96,10 @@ class TextGenerator:
         length = config.max_new_tokens
         tokens = generate_tokens(self.decoder, prompts, length, vocab_size, self.params, self.rng)
         stops = tuple(map(decode_argument, config.stop))
+        stop_ids = () if config.ignore_eos else self.tokenizer.special.eos_ids(self.tokenizer)
+        streams = [TextStream(self.tokenizer, stops, stop_ids) for _ in prompts]
         chunk_size = 1 if self.device.type == "cpu" else GPU_CHUNK
-        return stream_texts(tokens, self.tokenizer, len(prompts), length, stops, chunk_size)
+        return stream_texts(tokens, streams, length, chunk_size)
 
     def make_decoder(self, prompts):
         config = self.config
@@ -111,25 +115,40 @@ class TextGenerator:
         return decoder
 
 
+def show(text, end="\n"):
+    """Print a model's text. On a terminal its control characters are escaped, not obeyed."""
+    if sys.stdout.isatty():
+        text = escape_control_chars(text)
+    print(text, end=end, flush=True)
+
+
+def read_prompts(config, tokenizer):
+    """The texts of --start. Raises DataError."""
+    chars = getattr(tokenizer, "chars", "\n")
+    if config.start == DEFAULT_START and "\n" not in chars:
+        return [chars[0]]
+    return [read_text_option(start, "start") for start in config.start]
+
+
 def print_samples(generator, config):
     """Print the samples: the first one as it is generated, the others of its batch after it."""
-    prompts = [read_text_option(start, "start") for start in config.start]
+    prompts = read_prompts(config, generator.tokenizer)
     starts = [prompt for prompt in prompts for _ in range(config.num_samples)]
     ids_of = {prompt: generator.encode(prompt) for prompt in prompts}
     texts = list(starts)
     print("\n".join(generator.description), file=sys.stderr, flush=True)
-    print(starts[0], end="", flush=True)
+    show(starts[0], end="")
     start_time = time.perf_counter()
     num_tokens = 0
     for row, text in generator.generate([ids_of[start] for start in starts]):
         num_tokens += 1
         texts[row] += text
         if row == 0:
-            print(text, end="", flush=True)
+            show(text, end="")
     seconds = time.perf_counter() - start_time
     print(f"\n{SEPARATOR}")
     for text in texts[1:]:
-        print(f"{text}\n{SEPARATOR}")
+        show(f"{text}\n{SEPARATOR}")
     sys.stdout.flush()
     speed = num_tokens / seconds
     print(f"{num_tokens:,} tokens in {seconds:.1f} s: {speed:,.0f} tokens/s", file=sys.stderr)
@@ -176,7 +195,7 @@ def print_reply(generator, prompt):
     with contextlib.suppress(KeyboardInterrupt):
         for _, text in generator.generate([prompt]):
             reply += text
-            print(text, end="", flush=True)
+            show(text, end="")
     print()
     return reply
 

@@ -24,9 +24,13 @@ class SpecialTokens:
     def to_json(self):
         return {**asdict(self), "eos": list(self.eos)}
 
+    def eos_ids(self, tokenizer):
+        """The tokens that end a text, as a list of ids."""
+        return [tokenizer.token_id(token) for token in self.eos]
+
     def ids(self, tokenizer):
         """The ids as config.json has them: {"bos_token_id": id, ...}; None for what is missing."""
-        eos = [tokenizer.token_id(token) for token in self.eos]
+        eos = self.eos_ids(tokenizer)
         return {
             "bos_token_id": self.bos and tokenizer.token_id(self.bos),
             "eos_token_id": eos if len(eos) > 1 else next(iter(eos), None),

@@ -3,12 +3,15 @@
 import codecs
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 
 from seugpt.errors import DataError
 
 CHUNK_BYTES = 1 << 20  # read at a time
+# All but tab and newline; a terminal obeys them, and grep takes a file with a zero byte for binary.
+CONTROL_CHARS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 CHUNK_CHARS = 100_000  # encoded at a time: tiktoken and rustbpe fail on a million spaces in a row
 
 
@@ -128,6 +131,11 @@ class Text:
             names = str(self.files[0]) if len(self.files) == 1 else "a file of the text"
             raise DataError(f"{names} changed while it was read. Run the same command again")
         self.sha256 = sha256.hexdigest()
+
+
+def escape_control_chars(text):
+    """A model's text as it can be shown: ESC as \\x1b, and so on."""
+    return CONTROL_CHARS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def split_at_word_boundaries(chunks):

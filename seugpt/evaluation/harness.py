@@ -27,7 +27,7 @@ from model import IGNORE_INDEX
 from seugpt.errors import ConfigError, DataError, UserError, one_line
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
-from seugpt.generation.text_stream import stream_texts
+from seugpt.generation.text_stream import TextStream, stream_texts
 
 BOOTSTRAP_ITERS = 1000  # resamples for the standard error of a metric that is not a mean
 SAMPLING_KEYS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
@@ -166,17 +166,16 @@ class HarnessModel(TemplateLM):
         block_size = self.model.config.block_size
         kept = max(block_size - max_new_tokens, block_size // 2, 1)
         contexts = [context[-kept:] for context in contexts]
-        separator = self.tokenizer.document_separator
-        stops = [*kwargs["until"], separator.strip()]  # a separator of newlines does not end a text
-        stops = tuple(stop for stop in stops if stop)
+        stops = tuple(stop for stop in kwargs["until"] if stop)
+        stop_ids = self.tokenizer.special.eos_ids(self.tokenizer)
+        streams = [TextStream(self.tokenizer, stops, stop_ids) for _ in contexts]
         num_rows = len(contexts)
         vocab_size = self.tokenizer.vocab_size
         texts = [""] * num_rows
         with self.autocast:
             decoder = Decoder(self.model, num_rows, max(map(len, contexts)) + max_new_tokens)
             tokens = generate_tokens(decoder, contexts, max_new_tokens, vocab_size, params)
-            stream = stream_texts(tokens, self.tokenizer, num_rows, max_new_tokens, stops)
-            for row, text in stream:
+            for row, text in stream_texts(tokens, streams, max_new_tokens):
                 texts[row] += text
         return texts
 

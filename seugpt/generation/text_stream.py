@@ -14,20 +14,24 @@ class TextStream:
     """Tokens in, printable text out.
 
     It buffers bytes until they form a character, and characters that may be the beginning of a stop
-    sequence.
+    sequence. A text ends with one of these, or with one of the ids in `stop_ids`.
     """
 
-    def __init__(self, tokenizer, stop_sequences=()):
+    def __init__(self, tokenizer, stop_sequences=(), stop_ids=()):
         self.tokenizer = tokenizer
         self.stop_sequences = stop_sequences
+        self.stop_ids = stop_ids
         self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.buffer = ""
         self.finished = False
 
     def feed(self, token, last=False):
-        """The text that is certain after one more token; "" after a stop sequence (`finished`)."""
+        """The text that is certain after one more token; "" once it has ended (`finished`)."""
         if self.finished:
             return ""
+        if token in self.stop_ids:
+            self.finished = True
+            return self.buffer + self.utf8.decode(b"", final=True)
         text = self.buffer + self.utf8.decode(self.tokenizer.decode_bytes([token]), final=last)
         stops = [text.index(stop) for stop in self.stop_sequences if stop in text]
         self.finished = last or bool(stops)
@@ -43,13 +47,12 @@ class TextStream:
         return max((len(part) for part in beginnings if text.endswith(part)), default=0)
 
 
-def stream_texts(tokens, tokenizer, num_rows, max_new_tokens, stop_sequences=(), chunk_size=1):
+def stream_texts(tokens, streams, max_new_tokens, chunk_size=1):
     """Yields (row, text) for each token of each row; text is what is certain by then.
 
     `tokens`: as from generate_tokens; they are fetched from the device `chunk_size` steps at a
-    time. Ends once every row has met a stop sequence.
+    time. `streams`: a TextStream for each row. Ends once the texts of all rows have.
     """
-    streams = [TextStream(tokenizer, stop_sequences) for _ in range(num_rows)]
     for count, ids in enumerate(fetch(tokens, chunk_size), start=1):
         for row, token in enumerate(ids):
             yield row, streams[row].feed(token, last=count == max_new_tokens)

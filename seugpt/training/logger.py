@@ -15,6 +15,7 @@ from tqdm import tqdm
 from seugpt.checkpoint.storage import check_unchanged
 from seugpt.cli.command import silence_stdout
 from seugpt.cli.config_parser import to_source
+from seugpt.data.text import escape_control_chars
 from seugpt.errors import ConfigError
 from seugpt.files import atomic_write, check_regular
 from seugpt.training.metrics import truncate_metrics
@@ -231,7 +232,7 @@ class RunLogger:
         )
         if step == 0 and self.config.init_from == "scratch":
             self.explain_initial_loss(losses["val"], vocab_size)
-        self.info("    | " + sample.replace("\n", "\n    | "))
+        self.info("    | " + escape_control_chars(sample).replace("\n", "\n    | "))
 
     def explain_initial_loss(self, val_loss, vocab_size):
         expected = math.log(vocab_size)

@@ -1,13 +1,15 @@
 """What sample.py prints, and its chat; tests/cli/test_bad_options.py has what it refuses."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import sample
-from tests.helpers import run_python
+from seugpt.data.tokenizer import train_bpe
+from tests.helpers import run_python, save_perturbed_gpt
 
 SEPARATOR = "\n---------------\n"
 
@@ -135,6 +137,63 @@ def test_penalties_and_min_p_reach_the_sampler(continuation):
         assert continuation("o menino", option) != plain
     assert continuation("o menino", "--repetition_penalty=1") == plain
     assert continuation("o menino", "--temperature=1", "--min_p=1") == plain
+
+
+@pytest.fixture
+def ends_at_once(workspace, capsys):
+    """ends_at_once(...): what sample.py prints with a model that always says "ab<end>"."""
+    tokenizer = train_bpe(["ab"], 258)
+    ids = [*tokenizer.encode("ab").tolist(), tokenizer.vocab_size - 1]  # the last: END_OF_TEXT
+
+    def call(*argv):
+        capsys.readouterr()
+        sample.main(["--device=cpu", "--num_samples=2", "--max_new_tokens=7", *argv])
+        return capsys.readouterr().out
+
+    save_perturbed_gpt(tokenizer.spec())
+
+    def tokens(decoder, prompts, length, *_):
+        for n in range(length):
+            yield torch.tensor([ids[n % len(ids)]] * len(prompts))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "generate_tokens", tokens)
+        yield call
+
+
+def test_a_sample_ends_at_the_end_of_text_token(ends_at_once):
+    assert ends_at_once("--start=x") == f"xab{SEPARATOR}xab{SEPARATOR}"
+    text = "xab<|endoftext|>ab<|endoftext|>"
+    assert ends_at_once("--start=x", "--ignore_eos=True").startswith(text)
+
+
+def test_a_reply_ends_at_the_end_of_text_token(ends_at_once, monkeypatch):
+    typed = iter(["x", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    assert ends_at_once("--interactive").splitlines()[1:] == ["ab"]
+
+
+def test_default_start_is_a_character_that_the_model_knows(workspace, capsys):
+    save_perturbed_gpt({"kind": "char", "chars": "xyz"})
+    sample.main(["--device=cpu", "--num_samples=1", "--max_new_tokens=1"])
+    assert capsys.readouterr().out.startswith("x")
+
+
+CONTROLS = "\r\x00\x07\x0e\x1b[31m\x7f\x9b"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_control_characters_are_escaped_on_a_terminal(workspace, capsys, monkeypatch, is_terminal):
+    """The model of a text with colours rang the bell and changed the terminal's font."""
+    chars = "".join(sorted(set(CONTROLS + "\n\tã")))
+    save_perturbed_gpt({"kind": "char", "chars": chars})
+    Path("start.txt").write_bytes(f"{CONTROLS}\n\tã".encode())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    sample.main(["--device=cpu", "--num_samples=2", "--start=FILE:start.txt"])
+    out = capsys.readouterr().out
+    assert any(char in out for char in CONTROLS if char not in "[31m") != is_terminal
+    shown = r"\x0d\x00\x07\x0e\x1b[31m\x7f\x9b" if is_terminal else CONTROLS
+    assert out.startswith(f"{shown}\n\tã")
 
 
 # Interactive mode

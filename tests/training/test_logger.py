@@ -142,6 +142,14 @@ def test_too_large_initial_loss_is_explained(tiny, run, capsys):
     assert "too large" in line and "equally likely" not in line
 
 
+def test_control_characters_of_a_sample_are_escaped(tiny, run, monkeypatch, capsys):
+    """grep called the log of a model with NUL in its vocabulary a binary file."""
+    monkeypatch.setattr(train, "sample_text", lambda *_: "a\x00\x1b[2J\nb")
+    train.main(run(max_iters=1))
+    assert "    | a\\x00\\x1b[2J\n    | b\n" in capsys.readouterr().out
+    assert b"\0" not in Path("out/training.log").read_bytes()
+
+
 @pytest.fixture
 def opening_lines(make_trainer, capsys):
     """opening_lines(max_iters=20, ...): what a run prints before its first step."""
