@@ -3,6 +3,7 @@
     python evaluate.py --out_dir=out-quickstart
     python evaluate.py --out_dir=out-quickstart --input=book.txt --stride=32
     python evaluate.py --init_from=gpt2 --tasks=lambada_openai,hellaswag
+    torchrun --nproc_per_node=8 evaluate.py --init_from=gpt2 --dataset=openwebtext
 
 Every token but the first is scored once. Losses over different tokenizers compare in bits per byte
 of the same text.
@@ -10,6 +11,7 @@ of the same text.
 
 import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -29,6 +31,7 @@ from seugpt.cli.config_parser import parse_configs
 from seugpt.errors import ConfigError, DataError
 from seugpt.evaluation.eval_text import UNITS, TokenCounter, text_from_dataset, text_from_files
 from seugpt.evaluation.loss import batch_windows, sliding_windows, summed_loss
+from seugpt.training.distributed import DistributedEnv, process_group
 
 BATCH_TOKENS = 8192  # with GPT-2's vocabulary their logits take 1.6 GB
 EXCLUSIVE = [("dataset", "input"), ("tasks", "dataset"), ("tasks", "input"), ("tasks", "stride")]
@@ -37,7 +40,7 @@ EXCLUSIVE = [("dataset", "input"), ("tasks", "dataset"), ("tasks", "input"), ("t
 @dataclass(frozen=True)
 class EvaluateConfig(ModelSource):
     dataset: Annotated[
-        str | None, "folder in data/; None: the model's training data", "not empty"
+        str | None, "as in train.py; None: the model's training data", "not empty"
     ] = None
     split: Annotated[Literal["val", "train"], "split of the data set"] = "val"
     input: Annotated[str | None, "a UTF-8 text instead: a file, or a folder of files", "path"] = (
@@ -79,25 +82,26 @@ class EvaluateConfig(ModelSource):
 
 @dataclass
 class Evaluator:
-    """A checkpoint's model in eval mode on its device."""
+    """A checkpoint's model in eval mode on the device of this process."""
 
     ckpt: dict
     model: torch.nn.Module
     device: torch.device
     autocast: torch.autocast
     batch_size: int
+    dist_env: DistributedEnv
 
 
-def load_evaluator(config):
+def load_evaluator(config, dist_env):
     """Raises CheckpointError, DataError, DeviceError."""
     ckpt = load_pretrained(config.source)
-    device = pick_device(config.device)
+    device = pick_device(config.device, dist_env.local_rank, dist_env.local_world_size)
     dtype = pick_dtype(config.dtype, device)
     allow_tf32(device)
     model, _ = build_from_checkpoint(ckpt)
     autocast = make_autocast(device, dtype)
     batch_size = config.batch_size or max(BATCH_TOKENS // model.config.block_size, 1)
-    return Evaluator(ckpt, model.to(device).eval(), device, autocast, batch_size)
+    return Evaluator(ckpt, model.to(device).eval(), device, autocast, batch_size, dist_env)
 
 
 def evaluate_text(evaluator, config):
@@ -112,21 +116,26 @@ def evaluate_text(evaluator, config):
             "and would leave tokens between windows unscored"
         )
     stride = config.stride or block_size
+    dist_env = evaluator.dist_env
     if config.input is None:
         text = text_from_dataset(evaluator.ckpt, config.dataset, config.split)
     else:
         text = text_from_files(evaluator.ckpt, config.input)
-    counter = TokenCounter(text)
+    counter = TokenCounter(text, show_progress=dist_env.rank == 0)
     windows = sliding_windows(text.chunks, block_size, stride)
     batches = counter.count(batch_windows(windows, evaluator.batch_size))
-    nats = summed_loss(evaluator.model, batches, evaluator.device, evaluator.autocast)[0]
+    # Each rank reads and counts the whole text, and computes every world_size-th batch.
+    own_batches = itertools.islice(batches, dist_env.rank, None, dist_env.world_size)
+    total = summed_loss(evaluator.model, own_batches, evaluator.device, evaluator.autocast)
+    nats = dist_env.all_reduce_sum(total, evaluator.device)[0].item()
     if not counter.scored.any():
         raise DataError(
             f"{text.name} is too short: it needs at least "
             "two tokens, as the first one is not scored"
         )
     check_size(text, counter)
-    print_loss(text, counter, nats, block_size, stride)
+    if dist_env.rank == 0:
+        print_loss(text, counter, nats, block_size, stride)
 
 
 def check_size(text, counter):
@@ -151,7 +160,7 @@ def print_loss(text, counter, nats, block_size, stride):
     loss = nats / num_tokens
     bits = nats / math.log(2)
     print(f"loss                {loss:.4f} nats per token")
-    print(f"perplexity          {loss.exp():.4f}")
+    print(f"perplexity          {math.exp(min(loss, 700)):.4f}")
     print(f"bits per byte       {bits / num_bytes:.4f}")
     print(f"bits per character  {bits / num_chars:.4f}")
 
@@ -189,17 +198,24 @@ def evaluate_tasks(evaluator, config, harness):
 
 def evaluate(config):
     harness = import_harness() if config.tasks else None  # before a model is downloaded
-    evaluator = load_evaluator(config)
-    for line in [*evaluator.ckpt.get("notes", []), describe(evaluator.ckpt)]:
-        print(line, flush=True)
+    dist_env = DistributedEnv.from_environment()
+    if harness and dist_env.world_size > 1:
+        raise ConfigError("--tasks runs as one process: python evaluate.py, without torchrun")
+    evaluator = load_evaluator(config, dist_env)
+    if dist_env.rank == 0:
+        for line in [*evaluator.ckpt.get("notes", []), describe(evaluator.ckpt)]:
+            print(line, flush=True)
     if harness:
         evaluate_tasks(evaluator, config, harness)
-    else:
+        return
+    backend = dist_env.pick_backend("auto", evaluator.device)
+    with process_group(backend) as exit_process:
         evaluate_text(evaluator, config)
+        exit_process(0)
 
 
 def main(argv=None):
-    with command():
+    with command(distributed=True):
         [config] = parse_configs(argv, EvaluateConfig, description=__doc__)
         smaller = max((config.batch_size or 8) // 2, 1)
         with out_of_memory_advice(f"a smaller batch, as in --batch_size={smaller}"):

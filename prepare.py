@@ -54,7 +54,8 @@ FILES = (
 class PrepareConfig:
     name: Annotated[
         str | None,
-        f"folder in data/ to write; None: {DEFAULT_CORPUS}; built-in: {', '.join(CORPORA)}",
+        f"folder in data/ to write, or an absolute path; None: {DEFAULT_CORPUS}; built-in: "
+        f"{', '.join(CORPORA)}",
         "not empty",
     ] = None
     input: Annotated[str | None, "your own UTF-8 text: a file, or a folder of files", "path"] = None

@@ -68,7 +68,7 @@ class TrainConfig:
     wandb_run_name: Annotated[str, "Weights & Biases run name"] = "run"
     tensorboard: Annotated[bool, "write event files to out_dir/tensorboard as well"] = False
     # data
-    dataset: Annotated[str, "folder in data/, written by prepare.py"] = "openwebtext"
+    dataset: Annotated[str, "folder in data/, or an absolute path"] = "openwebtext"
     tokenizer: Annotated[Literal["gpt2"] | None, "of token files without meta.json"] = None
     gradient_accumulation_steps: Annotated[int, "micro-batches a step, all GPUs", ">= 1"] = 40
     batch_size: Annotated[int, "sequences per micro-batch", ">= 1"] = 12
@@ -436,7 +436,7 @@ def train(model_config, config, ckpt):
 
 
 def main(argv=None):
-    with command():
+    with command(distributed=True):
         parser = ConfigParser(ModelConfig, TrainConfig, description=__doc__)
         model_config, config, ckpt = resolve_config(parser.parse(argv))
         advice = memory_advice(config.batch_size, config.gradient_accumulation_steps)

@@ -138,7 +138,7 @@ def check_tokenizer(ckpt, spec, dataset):
     if ckpt["tokenizer"] is None or same_vocabulary(ckpt["tokenizer"], spec):
         return
     trained_on = ckpt["train_config"].get("dataset")
-    source = f"data/{trained_on}/meta.json" if trained_on else ckpt["path"]
+    source = Path("data", trained_on, "meta.json") if trained_on else ckpt["path"]
     if ckpt["tokenizer"] == {"kind": "gpt2"}:
         source = "gpt2"
     advice = (
@@ -147,7 +147,8 @@ def check_tokenizer(ckpt, spec, dataset):
     )
     if dataset == trained_on:
         advice = "It has been prepared again since; prepare it as it was"
-    raise CheckpointError(f"data/{dataset} has another vocabulary than {ckpt['path']}. {advice}")
+    folder = Path("data", dataset)
+    raise CheckpointError(f"{folder} has another vocabulary than {ckpt['path']}. {advice}")
 
 
 def build_from_checkpoint(ckpt, target_config=None, seed=0):

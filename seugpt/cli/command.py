@@ -21,11 +21,12 @@ OUT_OF_MEMORY_PHRASES = (  # in messages of torch and Python
 
 
 @contextlib.contextmanager
-def command():
+def command(distributed=False):
     """Run a command's body; a user's mistake ends it with one message and exit code 2.
 
-    So does an OSError. Ctrl-C ends it with 130. Output is UTF-8 whatever the locale says, so that
-    accented text can be printed on any console.
+    `distributed`: whether torchrun may run it as several processes, which is refused else. An
+    OSError ends it with 2 as well, Ctrl-C with 130. Output is UTF-8 whatever the locale says, so
+    that accented text can be printed on any console.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-
@@ -33,6 +34,8 @@ def command():
         if hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
     try:
+        if not distributed:
+            check_one_process()
         yield
     except BrokenPipeError:  # the reader of our output has gone, as in `python sample.py | head`
         silence_stdout()
@@ -43,6 +46,13 @@ def command():
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def check_one_process():
+    """Raise ConfigError if torchrun started several processes, which would all do the same."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        script = Path(sys.argv[0]).name
+        raise ConfigError(f"runs as one process: python {script}, without torchrun")
 
 
 def message_of(error):

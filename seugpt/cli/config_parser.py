@@ -24,6 +24,22 @@ from seugpt.cli.values import (
 )
 from seugpt.errors import ConfigError
 
+NEAR_MISSES = {  # what other programs call an option
+    "lr": "learning_rate",
+    "epochs": "max_iters",
+    "num_epochs": "max_iters",
+    "steps": "max_iters",
+    "max_steps": "max_iters",
+    "seq_len": "block_size",
+    "context_length": "block_size",
+    "max_length": "max_new_tokens",
+    "prompt": "start",
+    "output_dir": "out_dir",
+    "data_dir": "dataset",
+    "model": "init_from",
+    "resume": "init_from",
+}
+
 
 def parse_configs(argv, *classes, description, positional=None):
     """An instance of each config dataclass from a command line. Raises ConfigError."""
@@ -54,7 +70,12 @@ class ConfigParser:
         # argparse takes an unknown option with a space in its value for a positional argument.
         unknown += [text for text in positionals if text.startswith("--")]
         for text in unknown:
-            overrides.add_unknown(text.split("=")[0].lstrip("-"), text, "--")
+            name, _, value = text.partition("=")
+            if name == "--config" and self.positional is None:
+                file = value or "config/quickstart.py"
+                overrides.problems.append(f"{text}: a config file is given alone, as in {file}")
+            else:
+                overrides.add_unknown(name.lstrip("-"), text, "--")
         positionals = [text for text in positionals if not text.startswith("--")]
         if self.positional is None:
             for path in positionals:
@@ -164,7 +185,8 @@ class Overrides:
 
     def add_unknown(self, name, source, prefix=""):
         """Note an option that does not exist, with the nearest one that does."""
-        matches = difflib.get_close_matches(name, self.options, n=1, cutoff=0.5)
+        matches = [NEAR_MISSES[name]] if NEAR_MISSES.get(name) in self.options else []
+        matches = matches or difflib.get_close_matches(name, self.options, n=1, cutoff=0.5)
         suggestion = f"; did you mean {prefix}{matches[0]}?" if matches else ""
         self.problems.append(f"{source}: no such option{suggestion}")
 

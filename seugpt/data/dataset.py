@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from model import IGNORE_INDEX
 from seugpt.data.corpora import CORPORA
-from seugpt.data.dataset_dir import NUM_SAMPLES, fingerprint, read_meta
+from seugpt.data.dataset_dir import NUM_SAMPLES, dataset_name, fingerprint, read_meta
 from seugpt.data.shards import LAYOUTS, LAYOUTS_OF_GPT2, SPLITS, find_external, open_all, open_flat
 from seugpt.data.tokenizer import load_tokenizer
 from seugpt.errors import DataError
@@ -91,10 +92,12 @@ class Dataset:
 
     def error(self, message):
         """A DataError that ends with the command that prepares this data set."""
-        command = f"python prepare.py {self.path.name}"
-        if self.path.name not in CORPORA:
+        name = dataset_name(self.path)
+        command = f"python prepare.py {shlex.quote(name)}"
+        if name not in CORPORA:
             command += " --input=FILE_OR_FOLDER --tokenizer=char (or bpe, or gpt2)"
-        prepared = sorted(meta.parent.name for meta in self.path.parent.glob("*/meta.json"))
+        folders = [meta.parent for meta in self.path.parent.glob("*/meta.json")]
+        prepared = sorted(map(dataset_name, folders))
         others = f". Prepared so far, for --dataset: {', '.join(prepared)}" if prepared else ""
         return DataError(f"{message}. Prepare it with: {command}{others}")
 

@@ -22,13 +22,28 @@ FINGERPRINT_BYTES = 1 << 16  # of each part
 
 
 def dataset_path(name):
-    """data/NAME, for a name that is a single folder name. Raises DataError."""
-    is_plain = name == Path(name).name and name.isprintable() and len(os.fsencode(name)) < 256
-    if not name or not is_plain or name.startswith((".", "_")):
+    """The folder data/NAME, or an absolute path itself. NAME may have parts, as in books/poems.
+
+    Raises DataError.
+    """
+    path = Path(name)
+    parts = path.parts[1:] if path.is_absolute() else path.parts
+    is_valid = all(part.isprintable() and len(os.fsencode(part)) < 256 for part in parts)
+    is_hidden = any(part.startswith((".", "_")) for part in parts) and not path.is_absolute()
+    if not parts or not is_valid or is_hidden:
         raise DataError(
-            f"dataset={name!r} must be the name of a folder in data/, such as shakespeare_char"
+            f"dataset={name!r} must be the name of a folder in data/, such as shakespeare_char, "
+            "or an absolute path"
         )
-    return ROOT / name
+    if path.parts[0] == ROOT.name and path.is_dir() and not (ROOT / path).exists():
+        inside = path.relative_to(ROOT)
+        raise DataError(f"dataset={name!r}: names begin inside data/; write --dataset={inside}")
+    return ROOT / path
+
+
+def dataset_name(path):
+    """The name by which dataset_path gives `path`."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 @contextlib.contextmanager

@@ -85,8 +85,9 @@ class TokenCounter:
     tokens before the targets, summed.
     """
 
-    def __init__(self, text):
+    def __init__(self, text, show_progress=True):
         self.text = text
+        self.hide_bar = None if show_progress else True  # None: on a terminal only
         self.sizes = token_sizes(text.tokenizer)  # (V, 3)
         self.scored = np.zeros(3, dtype=np.int64)
         self.total = np.zeros(3, dtype=np.int64)
@@ -95,8 +96,8 @@ class TokenCounter:
     def count(self, batches):
         """Yields the same batches, counted, with a progress bar on a terminal if it takes long."""
         unit = self.text.unit
-        style = {"unit": f" {UNITS[unit]}", "unit_scale": True, "leave": False, "disable": None}
-        with tqdm(total=self.text.size, delay=2, **style) as bar:
+        style = {"unit": f" {UNITS[unit]}", "unit_scale": True, "leave": False}
+        with tqdm(total=self.text.size, delay=2, disable=self.hide_bar, **style) as bar:
             for x, y in batches:
                 if not self.total.any():
                     self.total += self.sizes[x[0, 0]]

@@ -8,6 +8,7 @@ import torch
 from model import GPT
 from seugpt.checkpoint.archive import read_seal
 from seugpt.checkpoint.pretrained import (
+    NON_WEIGHT_FIELDS,
     build_from_checkpoint,
     check_architecture,
     check_tokenizer,
@@ -47,6 +48,7 @@ def resolve_config(overrides):
         base = dict(ckpt["model_config"])
     if resume:
         base = {**ckpt["train_config"], **base, "out_dir": out_dir}
+        ckpt["notes"] = [*ckpt.get("notes", []), *keep_architecture(overrides, ckpt)]
     model_config, config = overrides.build(base, base_source=ckpt["path"] if ckpt else "")
     if ckpt:
         check_architecture(ckpt, model_config, resume)
@@ -57,6 +59,24 @@ def resolve_config(overrides):
             f"--init_from={out_dir} --out_dir=ANOTHER"
         )
     return model_config, replace(config, init_from=init_from), ckpt
+
+
+def keep_architecture(overrides, ckpt):
+    """Drop what a config file says of the architecture, as nanoGPT does: a run keeps its own.
+
+    Returns a note on what differs. An option given on the command line is left, to be refused.
+    """
+    dropped = []
+    for name, stored in ckpt["model_config"].items():
+        given = overrides.get(name)
+        from_file = not overrides.sources.get(name, "--").startswith("--")
+        if from_file and name not in NON_WEIGHT_FIELDS:
+            del overrides.values[name]
+            if given not in (stored, None):
+                dropped.append(f"{name}={stored} (not {given})")
+    if not dropped:
+        return []
+    return [f"the run keeps its architecture, whatever the config file says: {', '.join(dropped)}"]
 
 
 def check_same_data(ckpt, config, dataset):
@@ -100,7 +120,8 @@ def with_vocabulary(model_config, tokenizer, dataset):
     vocab_size = model_config.vocab_size or tokenizer.vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
-            f"vocab_size={vocab_size} is below the {tokenizer.vocab_size} tokens of data/{dataset}"
+            f"vocab_size={vocab_size} is below the {tokenizer.vocab_size} tokens "
+            f"of {Path('data', dataset)}"
         )
     return replace(model_config, vocab_size=vocab_size)
 

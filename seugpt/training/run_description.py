@@ -50,7 +50,7 @@ def describe_resume(ckpt, config, model_config):
 
 def schedule_notes(config):
     """Notes on a learning rate schedule that is probably a mistake."""
-    if not config.decay_lr:
+    if config.eval_only or not config.decay_lr:
         return []
     max_iters = f"max_iters={config.max_iters}"
     decay = f"note: lr_decay_iters={config.lr_decay_iters}"

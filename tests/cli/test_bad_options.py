@@ -330,7 +330,7 @@ PREPARE = [
     (["new", "old", "--input=text.txt"], ["new old: ", "one name"]),
     (["new", "--name=old", "--input=text.txt"], ["new old: ", "one name"]),
     (["", "--input=text.txt"], ["name='': ", "empty"]),
-    (["a/b", "--input=text.txt"], "'a/b'"),
+    (["a/../b", "--input=text.txt"], "'a/../b'"),
     (["--input=text.txt"], ["input=text.txt", "python prepare.py NAME --input=text.txt"]),
     (["new", "--input"], "--input: expected one argument"),
     (["new", "--input=a\0b"], ["input='a\\x00b': ", "zero byte"]),

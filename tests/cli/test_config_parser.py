@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import pytest
 
+import train
 from model import ModelConfig
 from sample import SampleConfig
 from seugpt.cli.config_parser import ConfigParser, parse_configs, to_source
@@ -236,3 +237,19 @@ def test_a_flag_may_stand_alone(workspace):
     for argv in (["--flag"], ["c.py", "--flag"], ["--flag", "--size=4"], ["--flag=True"]):
         assert parse(*argv).flag is True
     assert problem("--flag", "c.py").startswith("flag='c.py': ")
+
+
+@pytest.mark.parametrize(
+    "argument, suggestion",
+    [
+        ("--lr=1e-3", "did you mean --learning_rate?"),
+        ("--epochs=3", "did you mean --max_iters?"),
+        ("--seq_len=3", "did you mean --block_size?"),
+        ("--config=config/quickstart.py", "given alone, as in config/quickstart.py"),
+        ("--config", "given alone, as in config/quickstart.py"),
+    ],
+)
+def test_other_programs_names_of_an_option_are_understood(refused, argument, suggestion):
+    message = refused(train.main, argument)
+    assert argument in message
+    assert suggestion in message

@@ -53,7 +53,7 @@ def test_a_data_set_may_have_any_plain_name(places, run, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["..", ".", "../t", "a/../../t", "t/", "/t", ".hidden", "__pycache__", LONG]
+    "name", ["..", ".", "../t", "a/../../t", "/", ".hidden", "__pycache__", LONG]
 )
 def test_a_data_set_name_that_is_not_plain_is_refused(places, refused, run, name):
     before = sorted(places.rglob("*"))

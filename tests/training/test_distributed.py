@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
 import prepare
 import train
 from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint
 from seugpt.errors import ConfigError
 from seugpt.training.distributed import DistributedEnv, process_group
-from tests.helpers import logged_values, torchrun
+from tests.helpers import ROOT, logged_values, torchrun
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this torch has no torch.distributed"
@@ -232,7 +233,7 @@ import os, time
 from seugpt.cli.command import command
 from seugpt.errors import UserError
 
-with command():
+with command(distributed=True):
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
         raise UserError("nobody can start")
     if os.environ["RANK"] == "1":
@@ -259,3 +260,38 @@ def test_stray_rank_in_the_environment_silences_no_message(workspace, refused, m
     monkeypatch.setenv("RANK", "1")
     for _ in range(2):
         assert "rank 1: name=nothing" in refused(prepare.main, "nothing")
+
+
+# Other commands
+
+
+def test_sampling_under_torchrun_is_refused_once(trained):
+    """Each rank loaded the model, printed the same samples and wrote over the others'."""
+    result = torchrun("--device=cpu", script=ROOT / "sample.py")
+    assert result.returncode != 0
+    assert result.stdout == ""
+    assert result.stderr.count("runs as one process: python sample.py") == 1
+
+
+def test_evaluation_is_shared_among_the_ranks(trained, capsys):
+    """They print the loss of one process, once; the second rank's part is not left out."""
+    options = ["--device=cpu", "--batch_size=2", "--dtype=float32"]
+    evaluate.main(options)
+    expected = capsys.readouterr().out
+    result = torchrun(*options, script=ROOT / "evaluate.py")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == expected
+
+
+def test_more_ranks_than_batches_change_nothing(trained, capsys):
+    options = ["--device=cpu", "--input=short.txt", "--dtype=float32"]
+    Path("short.txt").write_text("o menino viu", encoding="utf-8")
+    evaluate.main(options)
+    expected = capsys.readouterr().out
+    result = torchrun(*options, script=ROOT / "evaluate.py")
+    assert (result.returncode, result.stdout) == (0, expected)
+
+
+def test_tasks_under_torchrun_are_refused(trained):
+    result = torchrun("--device=cpu", "--tasks=x", script=ROOT / "evaluate.py")
+    assert result.stderr.count("--tasks") == 1

@@ -76,6 +76,27 @@ def test_message_on_a_missing_latest_has_the_option_that_continues(two_step_run,
     assert "--init_from=out/best.pt --out_dir=ANOTHER" in message
 
 
+def test_resumed_run_keeps_its_architecture_whatever_the_config_file_says(trained, resume, capsys):
+    """As in nanoGPT, whose users resume with the config file that they have edited since."""
+    before = load_checkpoint("out/latest.pt")["model_config"]
+    text = "n_layer = 7\nn_embd = 31\nposition = 'rope'\nlearning_rate = 1e-4\ndropout = 0.5\n"
+    Path("edited.py").write_text(text, encoding="utf-8")
+    train.main(["edited.py", *resume(max_iters=31)])
+    after = load_checkpoint("out/latest.pt")
+    assert after["model_config"] == {**before, "dropout": 0.5}
+    assert after["train_config"]["learning_rate"] == 1e-4
+    out = capsys.readouterr().out
+    for name in ("n_layer", "n_embd"):
+        assert f"{name}={before[name]} (not " in out
+    assert out.count("the run keeps its architecture") == 1
+
+
+def test_another_architecture_on_the_command_line_is_refused(trained, resume, refused):
+    """Whoever types an option expects it to count."""
+    message = refused(train.main, *resume(max_iters=31), "--n_layer=7")
+    assert "n_layer=7 (stored: " in message
+
+
 def test_resume_refuses_another_optimizer(trained, resume, refused):
     message = refused(train.main, *resume(max_iters=31, optimizer="muon"))
     assert "optimizer=muon" in message and "--init_from=out" in message

@@ -188,6 +188,22 @@ def test_sensible_learning_rate_schedule_is_not_noted(opening_lines, options):
     assert "note: " not in opening_lines(**options)
 
 
+def test_evaluation_alone_has_no_notes_on_the_schedule(trained, capsys):
+    train.main(
+        [
+            "--init_from=out",
+            "--dataset=tiny",
+            "--eval_only=True",
+            "--eval_iters=1",
+            "--lr_decay_iters=5",
+            "--max_iters=3",
+            "--warmup_iters=10",
+            "--device=cpu",
+        ]
+    )
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_resumed_run_lists_the_changed_options(trained, resume, capsys):
     train.main(resume(max_iters=31, eval_iters=3, dropout=0.3))
     out = capsys.readouterr().out
