@@ -12,6 +12,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,10 @@ class PrepareConfig:
     ] = None
     input: Annotated[str | None, "your own UTF-8 text: a file, or a folder of files", "path"] = None
     val_input: Annotated[str | None, "validation text; None: the end of the input", "path"] = None
+    field: Annotated[
+        str | None, "read this field of each record of .jsonl, .csv or .parquet files", "not empty"
+    ] = None
+    keep_crlf: Annotated[bool, "keep the line ends of Windows; else they become LF"] = False
     tokenizer: Annotated[
         str | None,
         "char, gpt2, bpe (trained on the text), or a meta.json "
@@ -90,6 +95,8 @@ class PrepareConfig:
                 f"tokenizer={self.tokenizer} is not char, gpt2, "
                 "bpe or the path of a meta.json or tokenizer.json"
             )
+        if self.field is not None and self.input is None:
+            problems.append(f"field={self.field} is for a text of your own; give --input=FILE")
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -146,6 +153,7 @@ def write_tokens(path, text, start, stop, tokenizer):
     Returns its entry in meta.json.
     """
     num_bytes = 0
+    num_kept = 0
     chunks = split_at_word_boundaries(text.chunks(start, stop))
     with (
         TokenWriter(path, tokenizer.vocab_size) as writer,
@@ -154,7 +162,13 @@ def write_tokens(path, text, start, stop, tokenizer):
         for chunk, ids in encode_ahead(chunks, tokenizer):
             writer.write(ids)
             num_bytes += len(chunk.encode())
+            num_kept += tokenizer.num_kept_bytes(chunk, ids)
             bar.update(len(chunk))
+    if num_kept != num_bytes:
+        print(
+            f"note: these tokens stand for {num_kept:,} bytes of the text's {num_bytes:,}: "
+            "the tokenizer drops or replaces characters"
+        )
     return {"tokens": writer.num_tokens, "bytes": num_bytes, "fingerprint": fingerprint(path)}
 
 
@@ -190,13 +204,22 @@ def split_text(config, files, separator, with_alphabet):
 
     Raises DataError if one is empty.
     """
-    text = Text(files, separator, with_alphabet)
+    read = partial(
+        Text,
+        separator=separator,
+        with_alphabet=with_alphabet,
+        field=config.field,
+        keep_crlf=config.keep_crlf,
+    )
+    text = read(files)
     if config.val_input is None:
         boundary = int(text.num_chars * (1 - config.val_fraction))  # the end is for validation
         parts = {"train": (text, 0, boundary), "val": (text, boundary, text.num_chars)}
     else:
-        val_text = Text(find_files(config.val_input), separator, with_alphabet)
+        val_text = read(find_files(config.val_input))
         parts = {"train": (text, 0, text.num_chars), "val": (val_text, 0, val_text.num_chars)}
+    for note in dict.fromkeys(note for part, _, _ in parts.values() for note in part.notes):
+        print(f"note: {note}")
     for split, (part, start, stop) in parts.items():
         if start == stop:
             raise DataError(

@@ -7,6 +7,7 @@ import re
 import stat
 from pathlib import Path
 
+from seugpt.data.records import FORMATS, read_records
 from seugpt.errors import DataError
 
 CHUNK_BYTES = 1 << 20  # read at a time
@@ -48,12 +49,23 @@ def raise_unreadable(error):
     raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
+def utf16_codec(head):
+    """The UTF-16 codec of bytes in which every second one is mostly zero, as of Latin letters."""
+    for codec, zeros in (("utf-16le", head[1::2]), ("utf-16be", head[0::2])):
+        if len(head) >= 4 and zeros.count(0) > len(zeros) / 2:
+            return codec
+    return None
+
+
 def encoding_advice(path):
     """What to do with a file that is not UTF-8."""
     with open(path, "rb") as file:
         head = file.read(CHUNK_BYTES)
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return f"It is UTF-16: iconv -f utf-16 -t utf-8 '{path}' > new.txt"
+    codec = utf16_codec(head)
+    if codec:
+        return f"It looks like UTF-16: iconv -f {codec} -t utf-8 '{path}' > new.txt"
     if b"\0" in head:
         return "It contains zero bytes, so it is probably not text: take it out of the input"
     return (
@@ -95,20 +107,29 @@ class Text:
     """The text of several files with a separator between them, read in chunks any number of times.
 
     `num_chars` is its length, `sha256` a checksum of the files' bytes, `alphabet` the set of its
-    characters, if asked for.
+    characters, if asked for; `notes` say what is unusual about the files.
     """
 
-    def __init__(self, files, separator, with_alphabet=False):
-        """Reads everything once."""
+    def __init__(self, files, separator, with_alphabet=False, field=None, keep_crlf=False):
+        """Reads everything once.
+
+        `field`: of the files' records, which are then joined by the separator; `keep_crlf`: leaves
+        the line ends of Windows, which become "\\n" else.
+        """
         self.files = files
         self.separator = separator
+        self.field = field
+        self.keep_crlf = keep_crlf
         self.num_chars = 0
         self.alphabet = set()
         self.sha256 = None
+        self.num_zeros = 0
         for chunk in self.all_chunks():
             self.num_chars += len(chunk)
+            self.num_zeros += chunk.count("\0")
             if with_alphabet:
                 self.alphabet.update(chunk)
+        self.notes = self.describe_oddities()
 
     def chunks(self, start=0, stop=None):
         """The characters from `start` to `stop` (None: the end), in chunks of about a megabyte."""
@@ -123,14 +144,72 @@ class Text:
     def all_chunks(self):
         """The whole text. Raises DataError at its end if it is not what was read at first."""
         sha256 = hashlib.sha256()
+        self.num_crlf = 0
         for number, path in enumerate(self.files):
             if number:
                 yield self.separator
-            yield from read_chunks(path, sha256.update)
+            if self.field is None:
+                yield from self.unix_lines(read_chunks(path, sha256.update))
+            else:
+                yield from self.unix_lines(self.joined_records(path, sha256.update))
         if self.sha256 not in (None, sha256.hexdigest()):
             names = str(self.files[0]) if len(self.files) == 1 else "a file of the text"
             raise DataError(f"{names} changed while it was read. Run the same command again")
         self.sha256 = sha256.hexdigest()
+
+    def joined_records(self, path, on_bytes):
+        """The field of a file's records, with a separator between them, in chunks."""
+        parts = []
+        size = 0
+        for number, text in enumerate(read_records(path, self.field, on_bytes)):
+            parts.append(self.separator + text if number else text)
+            size += len(parts[-1])
+            if size > CHUNK_BYTES:
+                yield "".join(parts)
+                parts = []
+                size = 0
+        yield "".join(parts)
+
+    def unix_lines(self, chunks):
+        """The same text with "\\n" for "\\r\\n", which may be cut apart by two chunks."""
+        rest = ""
+        for chunk in chunks:
+            text = rest + chunk
+            rest = "\r" if text.endswith("\r") else ""
+            text = text.removesuffix("\r")
+            self.num_crlf += text.count("\r\n")
+            yield text if self.keep_crlf else text.replace("\r\n", "\n")
+        yield rest
+
+    def describe_oddities(self):
+        """Notes on what a text seldom has on purpose."""
+        notes = []
+        if self.num_crlf and not self.keep_crlf:
+            notes.append(
+                f"{self.num_crlf:,} Windows line ends (CRLF) became LF; --keep_crlf=True keeps them"
+            )
+        if self.num_zeros:
+            notes.append(f"{self.num_zeros:,} zero bytes in {self.first_with_zeros()}")
+        records = [file for file in self.files if file.suffix.lower() in FORMATS]
+        if records and self.field is None:
+            notes.append(
+                f"{records[0]} was read as plain text; --field=text would read one field of each "
+                "of its records"
+            )
+        return notes
+
+    def first_with_zeros(self):
+        """The first file with a zero byte, and what it probably is."""
+        for path in self.files:
+            with open(path, "rb") as file:
+                head = file.read(CHUNK_BYTES)
+            codec = utf16_codec(head)
+            if codec:
+                convert = f"iconv -f {codec} -t utf-8 '{path}' > new.txt"
+                return f"{path}, which looks like UTF-16 without a byte order mark: {convert}"
+            if b"\0" in head:
+                return f"{path}; they are characters of the text now"
+        return "the text"
 
 
 def escape_control_chars(text):

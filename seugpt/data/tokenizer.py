@@ -79,6 +79,10 @@ class CharTokenizer:
         """The ids of the beginning of a text; other tokenizers may begin with a special token."""
         return self.encode(text)
 
+    def num_kept_bytes(self, text, ids):
+        """How many bytes of a text its ids stand for: all of them."""
+        return len(text.encode())
+
     def decode_bytes(self, ids):
         return "".join(self.chars[i] for i in ids).encode()
 
@@ -117,6 +121,10 @@ class BPETokenizer:
 
     def token_id(self, token):
         return self.encoding.encode_single_token(token)
+
+    def num_kept_bytes(self, text, ids):
+        """How many bytes of a text its ids stand for: all of them."""
+        return len(text.encode())
 
     def decode_bytes(self, ids):
         return self.encoding.decode_bytes(list(ids))

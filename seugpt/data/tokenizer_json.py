@@ -69,6 +69,14 @@ def spec_from_json(text, folder=None):
     return bpe_spec(ranks)
 
 
+def unknown_ids(model, vocab):
+    """The ids, at most one, of the token that stands for unknown characters."""
+    unknown = model.get("unk_id")
+    if unknown is None:
+        unknown = vocab.get(model.get("unk_token"))
+    return [] if unknown is None else [unknown]
+
+
 def tokens_by_id(content):
     """{id: token} of a tokenizer.json's vocabulary, whichever model it has."""
     vocab = content["model"]["vocab"]
@@ -204,6 +212,10 @@ class HuggingFaceTokenizer:
         added = {token["id"]: token["content"].encode() for token in content["added_tokens"]}
         to_bytes = token_decoder(content)
         self.bytes_of = {i: added.get(i) or to_bytes(token) for token, i in vocab.items()}
+        self.token_sizes = np.zeros(self.vocab_size, dtype=np.int64)  # in bytes
+        for i, token in self.bytes_of.items():
+            self.token_sizes[i] = len(token)
+        self.token_sizes[unknown_ids(content["model"], vocab)] = 0
         self.special = self.complete(from_json(special) if special else SpecialTokens(), vocab)
         ends = [token for token in (*END_TOKENS, *self.special.eos) if token in vocab]
         self.document_separator = ends[0] if ends else "\n\n"
@@ -216,6 +228,10 @@ class HuggingFaceTokenizer:
         if not special.eos:
             special = replace(special, eos=tuple(token for token in END_TOKENS if token in vocab))
         return special
+
+    def num_kept_bytes(self, text, ids):
+        """How many bytes of a text its ids stand for; an unknown token stands for none."""
+        return int(self.token_sizes[ids].sum())
 
     def token_id(self, token):
         return self.prompt_encoder.token_to_id(token)

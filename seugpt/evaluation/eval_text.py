@@ -75,7 +75,9 @@ def text_from_files(ckpt, path):
             f"{position:,}: {name_chars(unknown)}. Models with bpe or gpt2 tokens can read any text"
         )
     chunks = (tokenizer.encode(chunk) for chunk in split_at_word_boundaries(text.chunks()))
-    return EvalText(decode_argument(path), tokenizer, chunks, text.num_chars, CHARACTERS, [])
+    return EvalText(
+        decode_argument(path), tokenizer, chunks, text.num_chars, CHARACTERS, text.notes
+    )
 
 
 class TokenCounter:

@@ -1,16 +1,21 @@
 """prepare.py: texts to token files, texts that cannot be used, full disks, other processes."""
 
 import codecs
+import csv
 import errno
 import itertools
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import tokenizers
 
 import prepare
 from seugpt.data import corpora, text
@@ -49,7 +54,8 @@ def test_tokens_decode_to_the_split_text(workspace, monkeypatch, tokenizer, chun
     monkeypatch.setattr(text, "CHUNK_BYTES", chunk_bytes)
     original = TEXT if chunk_bytes > 7 else TEXT[:600]
     write("t.txt", original)
-    prepare.main(["t", "--input=t.txt", f"--tokenizer={tokenizer}", "--vocab_size=300"])
+    options = ["--input=t.txt", f"--tokenizer={tokenizer}", "--vocab_size=300", "--keep_crlf=True"]
+    prepare.main(["t", *options])
     boundary = int(len(original) * 0.9)
     parts = {"train": original[:boundary], "val": original[boundary:]}
     assert {split: text_of("t", split) for split in parts} == parts
@@ -240,6 +246,142 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_offset(
     assert "0xe7" in message
     assert f"offset {len(mark) + offset + 1})" in message
     assert "iconv -f latin1 -t utf-8 't.txt'" in message
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 7])
+def test_windows_line_ends_become_those_of_unix(workspace, monkeypatch, capsys, chunk_bytes):
+    """A carriage return was a character of its own, half of all line ends' tokens."""
+    monkeypatch.setattr(text, "CHUNK_BYTES", chunk_bytes)
+    write("windows.txt", "um\r\ndois\r\n\rtrês\r" * 30 + "\n")
+    prepare.main(["lf", "--input=windows.txt"])
+    assert (
+        "note: 61 Windows line ends (CRLF) became LF; --keep_crlf=True" in capsys.readouterr().out
+    )
+    assert whole_text_of("lf") == "um\ndois\n\rtrês\r" * 29 + "um\ndois\n\rtrês\n"
+    prepare.main(["crlf", "--input=windows.txt", "--keep_crlf=True"])
+    assert "note" not in capsys.readouterr().out
+    assert whole_text_of("crlf") == "um\r\ndois\r\n\rtrês\r" * 30 + "\n"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("um\0 dois " * 20, "20 zero bytes in odd.txt; they are characters of the text now"),
+        ("um dois " * 20 + "\0" * 3, "3 zero bytes in odd.txt"),
+        (b"u\0m\0 \0d\0" * 30, "looks like UTF-16 without a byte order mark: iconv -f utf-16le"),
+        (b"\0u\0m\0 \0d" * 30, "looks like UTF-16 without a byte order mark: iconv -f utf-16be"),
+    ],
+)
+def test_zero_bytes_are_noted(workspace, capsys, content, words):
+    Path("odd.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    prepare.main(["odd", "--input=odd.txt"])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert words in line
+
+
+def test_bytes_lost_by_a_tokenizer_are_noted(workspace, capsys):
+    """A Unigram with <unk> kept 576 of 616 bytes in silence."""
+    vocab = [("<unk>", 0.0), *((c, -1.0) for c in "\u2581abcdef")]
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=0))
+    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
+    unigram.decoder = tokenizers.decoders.Metaspace(prepend_scheme="never")
+    unigram.save("tokenizer.json")
+    write("text.txt", "abc def ção " * 30)
+    prepare.main(["some", "--input=text.txt", "--tokenizer=tokenizer.json"])
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    assert "stand for 243 bytes of the text's 378" in notes[0]
+    write("known.txt", "abc def fed " * 30)
+    prepare.main(["all", "--input=known.txt", "--tokenizer=tokenizer.json"])
+    assert "note" not in capsys.readouterr().out
+
+
+RECORDS = [
+    {"id": 1, "text": 'A maçã,\r\n "vermelha"\n'},
+    {"id": 2, "text": ""},
+    {"id": 3, "text": "fim; " + "x" * 200_000},
+]
+JOINED = 'A maçã,\n "vermelha"\n\n\n\n\nfim; ' + "x" * 200_000
+
+
+def write_records(suffix, records=RECORDS):
+    path = Path(f"records{suffix}")
+    if suffix == ".jsonl":
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        path.write_text("\n".join(["", *lines, ""]), encoding="utf-8-sig")
+    elif suffix == ".csv":
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "text"])
+            writer.writeheader()
+            writer.writerows(records)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_field_of_records_is_read(workspace, suffix):
+    path = write_records(suffix)
+    prepare.main(["fields", f"--input={path}", "--field=text"])
+    assert whole_text_of("fields") == JOINED
+
+
+def test_records_are_documents_of_a_bpe_text(workspace):
+    path = write_records(".jsonl", [{"text": f"texto número {n}"} for n in range(99)])
+    prepare.main(["fields", f"--input={path}", "--field=text", "--tokenizer=bpe"])
+    documents = whole_text_of("fields").split(END_OF_TEXT)
+    assert documents == [f"texto número {n}" for n in range(99)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_records_read_as_plain_text_are_noted(workspace, capsys, suffix):
+    path = write_records(suffix, RECORDS[:1] * 50)
+    if suffix == ".parquet":
+        path.write_text("not really parquet " * 20)
+    prepare.main(["plain", f"--input={path}"])
+    assert f"note: records{suffix} was read as plain text; --field=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_field_that_is_missing_is_named_with_those_there_are(workspace, refused, suffix):
+    path = write_records(suffix)
+    message = refused(prepare.main, "fields", f"--input={path}", "--field=txt")
+    assert "record 1 has no field 'txt'; it has id, text" in message
+    assert list(Path("data").glob("fields/*")) == []
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.txt", b"text", "--field=text is for .jsonl, .csv, .parquet files"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": 5}',
+            "record 2 has no text in the field 'text', but int",
+        ),
+        ("a.jsonl", b'{"text": "a"}\n[1]', "record 2 is not an object"),
+        ("a.jsonl", b"[" * 200_000, "line 1 is not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}', "is not UTF-8, after record 0"),
+        ("a.csv", b"id,text\n1\n", "record 1 has no text in the field 'text', but NoneType"),
+        ("a.csv", b"id,text\n1,\xff\n", "is not UTF-8"),
+        ("a.csv", b"", "would be empty"),
+        ("a.parquet", b"PAR1 and more", "cannot be read as Parquet"),
+        ("a.parquet", b"", "cannot be read as Parquet"),
+    ],
+)
+def test_bad_records_are_refused_by_name(workspace, refused, name, content, words):
+    Path(name).write_bytes(content)
+    assert words in refused(prepare.main, "fields", f"--input={name}", "--field=text")
+
+
+def test_missing_pyarrow_is_named_with_its_install_command(workspace, refused, monkeypatch):
+    path = write_records(".parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = refused(prepare.main, "fields", f"--input={path}", "--field=text")
+    required = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
+    [requirement] = re.findall(r"^pyarrow==\S+", required, re.MULTILINE)
+    assert f"python -m pip install {requirement}" in message
 
 
 @pytest.mark.parametrize(
