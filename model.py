@@ -364,6 +364,16 @@ class GPT(nn.Module):
         """The logits (..., V) of normalized activations (..., C)."""
         return softcap(self.lm_head(x), self.config.logit_softcap)
 
+    @classmethod
+    def from_pretrained(cls, source):
+        """A model in eval mode with the weights of a run's folder, a checkpoint or gpt2: any source
+        that --init_from takes. Raises CheckpointError, DataError.
+        """
+        from seugpt.checkpoint import load_for_inference  # not above: it imports this module
+
+        model, _, _ = load_for_inference(source)
+        return model
+
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None):
         """Append max_new_tokens tokens to each row of idx (B, T), drawn one by one.

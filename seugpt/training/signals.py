@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 
 SIGNALS = [
@@ -17,7 +18,8 @@ class SignalHandler:
 
     Further ones are ignored, except for Ctrl-C after REPEAT_SECONDS, which ends the process at
     once: a closed terminal sends SIGHUP twice within a millisecond, and torchrun passes on to its
-    processes what they have received themselves.
+    processes what they have received themselves. In another thread than the main one nothing is
+    handled: signals are not ours there.
     """
 
     def __init__(self, quiet=False):
@@ -26,8 +28,10 @@ class SignalHandler:
         self.quiet = quiet
 
     def __enter__(self):
-        # nohup makes a process ignore SIGHUP.
-        handled = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+        handled = []
+        if threading.current_thread() is threading.main_thread():
+            # nohup makes a process ignore SIGHUP.
+            handled = [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
         self.previous = {signum: signal.signal(signum, self.handle) for signum in handled}
         return self
 
