@@ -46,6 +46,7 @@ from seugpt.data.corpora import download_corpus
 from seugpt.errors import ConfigError
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
+from seugpt.generation.text_stream import GPU_CHUNK, fetch
 from seugpt.training.init_from import build_model
 from seugpt.training.logger import RunLogger, format_duration
 from seugpt.training.memory import keep_freed_memory
@@ -113,8 +114,7 @@ class SeuGPT(Contender):
             mark()
             self.trainer.scaler.scale(loss).backward()
             mark()
-            self.trainer.clip_grad_norm()
-            self.trainer.optimizer_step()
+            self.trainer.optimizer_step(self.trainer.clip_grad_norm())
             self.model.zero_grad(set_to_none=True)
             mark()
             for part, start, end in zip(times, clock, clock[1:], strict=False):
@@ -125,7 +125,7 @@ class SeuGPT(Contender):
         """Created, and compiled, once for each size, as in sample.py."""
         if (rows, length) not in self.decoders:
             self.model.to(pick_dtype(self.config.dtype, self.device))
-            compiles = self.config.compile is True
+            compiles = self.config.compiles(self.device)
             self.decoders[rows, length] = Decoder(self.model, rows, length, compiles)
         return self.decoders[rows, length]
 
@@ -133,8 +133,9 @@ class SeuGPT(Contender):
         decoder = self.decoder(rows, min(tokens + 1, self.model_config.block_size))
         prompts = [[0]] * rows
         vocab_size = self.model_config.vocab_size
-        for next_ids in generate_tokens(decoder, prompts, tokens, vocab_size, SamplingParams()):
-            next_ids.tolist()  # a terminal needs each token at once
+        next_ids = generate_tokens(decoder, prompts, tokens, vocab_size, SamplingParams())
+        for _ in fetch(next_ids, 1 if self.device.type == "cpu" else GPU_CHUNK):
+            pass
 
     def prefill(self, rows):
         """(median milliseconds of prompts of a full context, bytes that a step then reads)."""
@@ -373,7 +374,7 @@ def bench_decode(options, model_config, config):
                 "tokens_per_s": statistics.median(rounds),
                 "rounds": rounds,
                 "ratios": times,
-                "compile": config.compile,
+                "compile": config.compiles(device),
                 "prefill_ms": prefill_ms,
                 "roofline_tokens_per_s": roofline,
             }
@@ -463,7 +464,8 @@ GPU_SUITE = (
     "step config/train_gpt2.py --dataset=shakespeare_char "
     "--gradient_accumulation_steps=1 --batch_size=32",
     "run config/train_shakespeare_char.py --rounds=1",
-    "time_to_loss --config=config/fast_shakespeare_char.py --target=1.4697 --interval=50",
+    "time_to_loss --config=config/fast_shakespeare_char.py --target=1.4697 --interval=50 "
+    "--baseline_config=config/train_shakespeare_char.py",
     "decode config/train_gpt2.py --dataset=shakespeare_char --rows=1 --rows=64 --rounds=3",
 )
 SMOKE_SUITE = (

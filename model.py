@@ -358,7 +358,8 @@ class GPT(nn.Module):
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX
         )
-        return logits, loss
+        # Detached, or a backward pass from the loss alone would fill a gradient of zeros for them.
+        return logits.detach(), loss
 
     def unembed(self, x):
         """The logits (..., V) of normalized activations (..., C)."""
@@ -498,14 +499,18 @@ def compile_model(model, warmup):
     `warmup()` is called to trigger compilation. Returns None, or the reason in one line if
     compilation fails; the model then runs uncompiled.
     """
-    model.compile()
+    model.compile(dynamic=False)
     try:
         warmup()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # torch, Triton and the C compiler each raise their own types
-        model._compiled_call_impl = None  # undoes Module.compile(); torch has no public way
+        uncompile(model)
         return one_line(error)
     finally:
         model.zero_grad(set_to_none=True)
     return None
+
+
+def uncompile(model):
+    model._compiled_call_impl = None  # undoes Module.compile(); torch has no public way

@@ -29,11 +29,10 @@ from seugpt.data.tokenizer import encode_option
 from seugpt.errors import DataError
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
-from seugpt.generation.text_stream import TextStream, stream_texts
+from seugpt.generation.text_stream import GPU_CHUNK, TextStream, stream_texts
 
 DEFAULT_START = ("\n",)  # or the first character that the model knows
 SEPARATOR = "---------------"
-GPU_CHUNK = 16  # tokens fetched from a GPU at a time: asking for each one would make the GPU wait
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,9 @@ class SampleConfig(ModelSource):
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "dtype of the weights"] = (
         "auto"
     )
-    compile: Annotated[bool, "compile decoding (CUDA: a graph); worth it for long samples"] = False
+    compile: Annotated[
+        bool | Literal["auto"], "compile decoding: a graph on CUDA, where it is auto's choice"
+    ] = "auto"
 
     def __post_init__(self):
         problems = []
@@ -106,7 +107,8 @@ class TextGenerator:
         length = max(map(len, prompts)) + config.max_new_tokens
         if config.interactive:
             length = self.model.config.block_size
-        decoder = Decoder(self.model, len(prompts), length, config.compile)
+        compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile
+        decoder = Decoder(self.model, len(prompts), length, compiles)
         if decoder.failure:
             print(
                 f"torch.compile failed, so the model runs uncompiled: {decoder.failure}",

@@ -17,7 +17,14 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import ModelConfig, compile_model, make_autocast, pick_device, pick_dtype
+from model import (
+    ModelConfig,
+    compile_model,
+    make_autocast,
+    pick_device,
+    pick_dtype,
+    uncompile,
+)
 from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import ConfigParser
 from seugpt.data.dataset import Dataset
@@ -174,6 +181,8 @@ class Trainer:
         self.val_loss = math.nan
         self.last_eval_step = None
         self.last_save_step = None
+        self.unchecked_step = None  # the last step's numbers, until they are known to be finite
+        self.defers_check = self.device.type == "cuda" and not self.scaler.is_enabled()
         self.throughput = self.make_throughput()
         self.snapshots = SnapshotRecorder(
             self.raw_model, config.snapshot_interval, self.log, self.throughput, self.autocast
@@ -192,9 +201,16 @@ class Trainer:
 
     def compile(self):
         self.log.info("compiling the model, which takes a minute ...")
-        failure = compile_model(self.raw_model, lambda: self.backward(*self.batch(0)))
-        if failure:
-            self.log.info(f"torch.compile failed, so the model runs uncompiled: {failure}")
+        failure = compile_model(self.raw_model, self.compile_now)
+        failures = list(filter(None, self.dist_env.all_gather(failure)))
+        if failures:  # of any rank: the others would wait for it
+            uncompile(self.raw_model)
+            self.log.info(f"torch.compile failed, so the model runs uncompiled: {failures[0]}")
+
+    def compile_now(self):
+        """One forward and backward pass, without the other ranks."""
+        with self.skip_grad_sync():
+            self.backward(*self.batch(0))
 
     def run(self):
         """Train to max_iters. Returns the signal that ended the run early, or 0."""
@@ -211,6 +227,7 @@ class Trainer:
             signum = self.dist_env.all_reduce_max(signals.received, self.device)
             done = config.eval_only or state.step >= config.max_iters
             if done or (not signum and state.step % config.eval_interval == 0):
+                self.check_last_step()
                 self.evaluate()
                 self.save_checkpoint()
             stopping = done or signum > 0 or self.out_of_patience()
@@ -219,6 +236,7 @@ class Trainer:
                 break
             self.train_step()
         if signum:
+            self.check_last_step()
             self.check_weights()
             self.save_checkpoint()
         return signum
@@ -235,13 +253,15 @@ class Trainer:
                 group["lr"] = lr * group["lr_scale"]
         loss = self.accumulate_gradients()
         grad_norm = self.clip_grad_norm()
-        self.check_finite(loss, grad_norm, lr)
+        self.check_last_step()  # by now the device has finished it
+        self.guard_weights(loss, grad_norm, lr)
         with self.snapshots.layer_stats(step, self.batch):
-            self.optimizer_step()
+            self.optimizer_step(grad_norm)
         self.raw_model.zero_grad(set_to_none=True)
         self.state.step += 1
         self.log.advance()
         if step % self.config.log_interval == 0:
+            self.check_last_step()
             self.log_step(loss.item(), lr, grad_norm.item())
 
     def batch(self, micro_step):
@@ -269,10 +289,13 @@ class Trainer:
         for micro_step in range(self.micro_steps):
             x, y = self.batch(micro_step)
             is_last = micro_step == self.micro_steps - 1
-            skip_grad_sync = self.dist_env.world_size > 1 and not is_last
-            with self.model.no_sync() if skip_grad_sync else nullcontext():
+            with nullcontext() if is_last else self.skip_grad_sync():
                 loss += self.backward(x, y)
         return self.dist_env.all_reduce_mean(loss)
+
+    def skip_grad_sync(self):
+        """A context in which DDP leaves the gradients of the ranks apart."""
+        return self.model.no_sync() if self.dist_env.world_size > 1 else nullcontext()
 
     def backward(self, x, y):
         """Add a micro-batch's part to the gradients. Returns its part of the mean loss."""
@@ -294,16 +317,36 @@ class Trainer:
             self.num_clipped_steps += grad_norm > max_norm
         return grad_norm
 
-    def check_finite(self, loss, grad_norm, lr):
-        """Raise TrainingError, on all ranks, before NaN or infinity reaches the weights."""
-        # In float16 gradients may overflow: GradScaler skips such a step and lowers its scale.
-        if not (loss.isfinite() & (grad_norm.isfinite() | self.scaler.is_enabled())):
-            values = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}, lr {lr:.2e}"
-            raise not_finite_error(values, self.state.step, self.dtype, self.config)
+    def guard_weights(self, loss, grad_norm, lr):
+        """Keep NaN and infinity out of the weights, and end the run if there are any.
 
-    def optimizer_step(self):
+        On a GPU the optimizers skip the step if `found_inf` is 1, and check_last_step reads that
+        later: to ask at once would make the GPU wait at every step.
+        """
+        # In float16 gradients may overflow: GradScaler skips such a step and lowers its scale.
+        finite = loss.isfinite() & (grad_norm.isfinite() | self.scaler.is_enabled())
+        self.unchecked_step = (self.state.step, finite, loss, grad_norm, lr)
+        if not self.defers_check:
+            self.check_last_step()
+            return
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            optimizer.found_inf = 1.0 - finite.float()
+
+    def check_last_step(self):
+        """Raise TrainingError, on all ranks, if the last step's numbers were NaN or infinite."""
+        if self.unchecked_step is None:
+            return
+        step, finite, loss, grad_norm, lr = self.unchecked_step
+        self.unchecked_step = None
+        if not finite:
+            values = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}, lr {lr:.2e}"
+            raise not_finite_error(values, step, self.dtype, self.config)
+
+    def optimizer_step(self, grad_norm):
+        # A float16 overflow in the gradients of one optimizer stops the other as well.
+        if not self.scaler.is_enabled() or grad_norm.isfinite():
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
         self.scaler.update()
 
     def log_step(self, loss, lr, grad_norm):
@@ -418,7 +461,7 @@ def train(model_config, config, ckpt):
     check_batch_memory(config, model.config.block_size)
     if dist_env.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
-    prepare_device(device)
+    prepare_device(device, model.config.dropout)
     with process_group(backend) as exit_process:
         dist_env.check_same(rank_values(model_config, config, resume_ckpt, dataset))
         log = RunLogger(config, resume_ckpt, quiet=dist_env.rank > 0)

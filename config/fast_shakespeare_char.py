@@ -30,6 +30,6 @@ warmup_iters = 10
 weight_decay = 0.0
 grad_clip = 0.0
 
-eval_interval = 100
-eval_iters = 200
+eval_interval = 200
+eval_iters = 20
 log_interval = 10

@@ -34,7 +34,7 @@ def matmul_flops(device, dtype):
 
 def copy_bandwidth(device):
     """Bytes per second that a large copy reads and writes together."""
-    source = torch.ones(2**26, device=device)
+    source = torch.ones(2**30 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
 
     def copy():
@@ -57,5 +57,8 @@ def machine_info(device):
         except importlib.metadata.PackageNotFoundError:
             continue
     git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git on this machine
+        commit = os.environ.get("SEUGPT_COMMIT", "")
     return {"device": f"{name}, {os.cpu_count()} cores", "versions": versions, "commit": commit}

@@ -82,6 +82,10 @@ class Decoder:
 
     def captured_step(self):
         """The step as one CUDA graph: its hundreds of kernels start with a single call."""
+        with torch.cuda.device(self.model.wte.weight.device):  # where the graph is recorded
+            return self.capture()
+
+    def capture(self):
         idx = self.example_input()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

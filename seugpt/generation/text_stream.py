@@ -9,6 +9,8 @@ from seugpt.data.tokenizer import decode
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
 
+GPU_CHUNK = 16  # tokens fetched from a GPU at a time: asking for each one would make the GPU wait
+
 
 class TextStream:
     """Tokens in, printable text out.

@@ -24,12 +24,14 @@ def keep_freed_memory():
         glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never shrink the heap
 
 
-def prepare_device(device):
-    """Set what holds for the whole process: its CUDA device, TF32 matmuls, and the allocator."""
+def prepare_device(device, dropout):
+    """Set what holds for the whole process: its CUDA device, matmuls, attention, the allocator."""
     keep_freed_memory()
     allow_tf32(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        if not (16 * dropout).is_integer():  # some kernels of cuDNN round it to a sixteenth
+            torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def check_memory(size, what, advice):

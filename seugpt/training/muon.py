@@ -47,6 +47,7 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
         }
         super().__init__(groups, defaults)
+        self.found_inf = None  # a tensor; 1.0 skips the step, as in torch's fused optimizers
         # Not in float16, which ends at 65,504.
         self.dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         for group in self.param_groups:
@@ -64,7 +65,10 @@ class Muon(torch.optim.Optimizer):
             nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
             columns = nesterov.shape[-1]  # of (layers, rows of all matrices, columns)
             update = orthogonalize(nesterov.view(-1, rows, columns).to(self.dtype))
-            update = update.reshape(nesterov.shape).type_as(nesterov)
+            # Contiguous, as _foreach_add_ takes a slow path for transposed tensors.
+            update = update.reshape(nesterov.shape).type_as(nesterov).contiguous()
+            if self.found_inf is not None:
+                update = torch.where(self.found_inf > 0, 0.0, update)
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             scale = max(1, rows / columns) ** 0.5
             torch._foreach_add_(params, update.unbind(), alpha=-group["lr"] * scale)

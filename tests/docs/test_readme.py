@@ -1,8 +1,15 @@
 """README.md and docs/RELIABILITY.md tell the truth about the code."""
 
+import json
+import os
+import random
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +30,7 @@ TOOL = runpy.run_path(str(ROOT / OPTIONS_TOOL))
 CLASSES = TOOL["CLASSES"]
 POSITIONAL = {"prepare.py": "name", "visualize.py": "out_dir"}
 COMMAND = re.compile(r"(prepare|train|sample|evaluate|export|visualize)\.py(.*)")
+BIN = Path(sys.executable).parent  # where torchrun is
 WORD = re.compile(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""")
 
 
@@ -106,3 +114,72 @@ def test_every_promise_names_existing_tests():
     rows = [line for line in tables.splitlines() if line.startswith("| ")]
     promises = [row for row in rows if not row.startswith("| fault")]
     assert all("test_" in row.rsplit("|", 2)[1] for row in promises)
+
+
+# The blocks in order
+
+BLOCK = re.compile(r"(?:<!-- (.*?) -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+SMALLER = """
+block_size, n_layer, n_head, n_embd, batch_size = 16, 2, 2, 16, 4
+max_iters = lr_decay_iters = 20
+eval_interval, eval_iters, warmup_iters, snapshot_interval = 100, 2, 2, 10
+"""
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:?!'\n"
+
+
+def reader_supplies(folder):
+    """The files that the README's reader has: texts in plain ASCII."""
+    rng = random.Random(0)
+    words = "Once upon a time the king said: ROMEO! What is The end of it?".split()
+    text = " ".join(rng.choices(words, k=4000)) + ALPHABET
+    for name in ("book.txt", "poems.txt", "tinyshakespeare.txt", "books/a.txt", "novels/a.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    nanogpt = folder / "data" / "shakespeare_char" / "input.txt"
+    nanogpt.parent.mkdir(parents=True)
+    nanogpt.write_text(text, encoding="utf-8")
+    (folder / "prompt.txt").write_text("The king", encoding="utf-8")
+    for name in ("reviews.jsonl", "held_out.jsonl"):
+        record = json.dumps({"text": text[:5000]})
+        (folder / name).write_text(f"{record}\n", encoding="utf-8")
+
+
+def runnable_blocks():
+    """(language, code) of README's blocks, without those that say why they cannot be run here."""
+    for reason, language, code in BLOCK.findall(README.read_text(encoding="utf-8")):
+        assert re.fullmatch(r"(needs an? (network|GPU|account)|not run in order: .*)?", reason)
+        if not reason:
+            yield language, code
+
+
+@pytest.mark.slow
+def test_the_blocks_run_in_order(tmp_path):
+    """As written, one after another in a copy of the clone, whose presets are made smaller."""
+    ignored = shutil.ignore_patterns(".git", "out*", ".venv", "__pycache__")
+    shutil.copytree(ROOT, tmp_path, ignore=ignored, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)
+    for preset in (tmp_path / "config").glob("*.py"):
+        with open(preset, "a", encoding="utf-8") as file:
+            file.write(SMALLER)
+    reader_supplies(tmp_path)
+    blocks = list(runnable_blocks())
+    assert len(blocks) > 15
+    environment = {
+        **os.environ,
+        "MPLBACKEND": "agg",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    }
+    for language, code in blocks:
+        words = ["bash", "-ec", code] if language == "bash" else [sys.executable, "-c", code]
+        result = subprocess.run(
+            words,
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=600,
+        )
+        assert result.returncode == 0, f"{code}\n{result.stdout[-3000:]}"
+        assert "Traceback" not in result.stdout, f"{code}\n{result.stdout[-3000:]}"

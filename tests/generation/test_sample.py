@@ -85,7 +85,7 @@ def test_a_compiler_failure_is_reported_and_changes_no_sample(trained, monkeypat
     sample.main(arguments)
     expected = capsys.readouterr().out
     monkeypatch.setattr(torch, "compile", broken)
-    sample.main([*arguments, "--compile"])
+    sample.main([*arguments, "--compile=True"])
     printed = capsys.readouterr()
     assert printed.out == expected
     assert "uncompiled: RuntimeError: no compiler\n" in printed.err

@@ -2,17 +2,22 @@
 
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prepare
 import train
 from seugpt.checkpoint.storage import load_checkpoint
 from seugpt.data.dataset import Dataset
 from tests.helpers import nested_equal, resume_state
-from train import TrainConfig, get_lr
+from train import TrainConfig, Trainer, get_lr
+
+aten = torch.ops.aten
 
 # The loop
 
@@ -39,6 +44,92 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(make_trainer):
         return received
 
     torch.testing.assert_close(gradients(1, 8), gradients(4, 2), rtol=1e-5, atol=1e-7)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on operations that make a program wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (aten._local_scalar_dense.default, aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_never_waits_for_the_device(make_trainer, optimizer):
+    """Except where it is logged; waiting at each step took a fifth of a small model's time."""
+    trainer = make_trainer(optimizer=optimizer, log_interval=100, gradient_accumulation_steps=2)
+    trainer.defers_check = True  # as on a GPU
+    trainer.state.step = 1
+    trainer.unchecked_step = None
+    with NoWaiting(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "check_last_step", lambda self: None)  # waits for the step before
+        trainer.train_step()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
+        trainer.check_last_step()
+
+
+def test_a_skipped_step_changes_nothing(make_trainer):
+    """With found_inf, which both optimizers read, the gradients may be NaN."""
+    trainer = make_trainer(optimizer="muon", weight_decay=0.0)
+    trainer.defers_check = True
+    before = {name: p.clone() for name, p in trainer.raw_model.named_parameters()}
+    trainer.backward(*trainer.batch(0))
+    for parameter in trainer.raw_model.parameters():
+        parameter.grad.fill_(math.nan)
+    trainer.guard_weights(torch.tensor(1.0), trainer.clip_grad_norm(), 0.1)
+    trainer.optimizer_step(torch.tensor(math.nan))
+    for name, parameter in trainer.raw_model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("overflowing", ["wte.weight", "h.0.mlp.c_fc.weight"])
+def test_an_overflow_of_one_optimizer_stops_the_other_too(make_trainer, overflowing):
+    """GradScaler asks each optimizer's gradients alone, and let the other one step."""
+    trainer = make_trainer(optimizer="muon")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = {name: p.clone() for name, p in trainer.raw_model.named_parameters()}
+    trainer.backward(*trainer.batch(0))
+    trainer.raw_model.get_parameter(overflowing).grad[0] = math.inf
+    trainer.optimizer_step(trainer.clip_grad_norm())
+    assert all(torch.equal(p, before[name]) for name, p in trainer.raw_model.named_parameters())
+    assert trainer.scaler.get_scale() == 2.0
+    trainer.raw_model.zero_grad()
+    trainer.backward(*trainer.batch(0))
+    trainer.optimizer_step(trainer.clip_grad_norm())
+    assert not any(torch.equal(p, before[name]) for name, p in trainer.raw_model.named_parameters())
+
+
+@pytest.mark.parametrize("failures", [[None, "no compiler"], ["no compiler", None]])
+def test_a_compilation_that_fails_on_one_rank_is_undone_on_all(make_trainer, capsys, failures):
+    trainer = make_trainer()
+    trainer.log.quiet = False
+    trainer.dist_env = Mock(all_gather=lambda failure: failures, world_size=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "compile_model", lambda model, warmup: model.compile())
+        trainer.compile()
+    assert trainer.raw_model._compiled_call_impl is None
+    assert "the model runs uncompiled: no compiler" in capsys.readouterr().out
+
+
+def test_training_and_evaluation_are_two_graphs_without_a_break(make_trainer):
+    """A model compiled anew for each shape, or in pieces, loses what compiling gains."""
+    trainer = make_trainer(dropout=0.1, position="rope")
+    counter = CompileCounterWithBackend("aot_eager")
+    trainer.raw_model.compile(dynamic=False, fullgraph=True, backend=counter)
+    for _ in range(2):
+        trainer.backward(*trainer.batch(0))
+        trainer.raw_model.eval()
+        trainer.mean_loss(trainer.raw_model, "val", eval_iters=2)
+        trainer.raw_model.train()
+    assert counter.frame_count == 2
+
+
+def test_logits_beside_a_loss_have_no_gradient_of_their_own(make_trainer):
+    """The backward pass filled and read one of zeros, as large as the logits."""
+    trainer = make_trainer()
+    logits, loss = trainer.raw_model(*trainer.batch(0))
+    assert not logits.requires_grad
+    assert loss.requires_grad
 
 
 def write_markov_text(rng, num_states, length):
