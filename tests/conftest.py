@@ -32,6 +32,14 @@ for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
         signal.signal(signum, handler)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With -m cuda, read only what has such tests: a GPU machine may lack the extra packages."""
+    if config.option.markexpr != "cuda":
+        return None
+    files = [collection_path] if collection_path.is_file() else collection_path.rglob("test_*.py")
+    return not any("mark.cuda" in file.read_text(encoding="utf-8") for file in files)
+
+
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """An empty current folder; data/ and out_dir are relative to it."""

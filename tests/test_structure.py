@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python
 
 COMMANDS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "model")
 # What stands in seugpt/, lowest layer first; a package may import its own layer and those below.
@@ -57,3 +57,17 @@ def test_code_stays_out_of_data_config_and_the_top_level():
     assert not list((ROOT / "data").glob("*.py"))
     assert not (ROOT / "config" / "__init__.py").exists()
     assert COMMANDS == ["bench", "evaluate", "export", "prepare", "sample", "train", "visualize"]
+
+
+def test_cuda_tests_need_no_optional_package():
+    """On a lent GPU machine only requirements.txt and pytest may be installed."""
+    code = """
+import sys
+for name in ("tokenizers", "transformers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval"):
+    sys.modules[name] = None
+import pytest
+sys.exit(pytest.main(["-q", "-m", "cuda", "--collect-only", "-p", "no:cacheprovider", "-n0"]))
+"""
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stdout
+    assert "test_cuda.py" in result.stdout

@@ -18,10 +18,10 @@ from seugpt.checkpoint.config_json import CLASSES
 from seugpt.checkpoint.pretrained import load_for_inference, load_pretrained
 from seugpt.checkpoint.storage import load_checkpoint, save_checkpoint
 from seugpt.data.tokenizer import CharTokenizer, load_tokenizer, read_spec, train_bpe
+from tests.external_tokenizers import llama2_like
 from tests.helpers import (
     LLAMA,
     gpt2_or_skip,
-    llama2_like,
     load_with_transformers,
     logged_values,
     save_perturbed_gpt,

@@ -22,7 +22,8 @@ from seugpt.data.tokenizer import (
 )
 from seugpt.data.tokenizer_json import CHAR_TO_BYTE, spec_from_json
 from seugpt.errors import DataError
-from tests.helpers import TEXT, llama2_like, llama3_like
+from tests.external_tokenizers import llama2_like, llama3_like
+from tests.helpers import TEXT
 
 external = pytest.mark.parametrize("make", [llama3_like, llama2_like])
 

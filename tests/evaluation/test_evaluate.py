@@ -18,13 +18,13 @@ from model import ModelConfig
 from seugpt.cli.config_parser import ConfigParser
 from seugpt.data.tokenizer import CharTokenizer, load_tokenizer, read_spec
 from seugpt.evaluation.loss import sliding_windows
+from tests.external_tokenizers import llama2_like
 from tests.helpers import (
     BLOCK_SIZE,
     EVAL_ARCHITECTURES,
     EVAL_TEXT,
     ROOT,
     gpt2_or_skip,
-    llama2_like,
     save_perturbed_gpt,
 )
 

@@ -23,12 +23,12 @@ from seugpt.data.tokenizer import load_tokenizer
 from seugpt.evaluation import harness
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
+from tests.external_tokenizers import llama2_like
 from tests.helpers import (
     BLOCK_SIZE,
     EVAL_ARCHITECTURES,
     EVAL_TEXT,
     LLAMA,
-    llama2_like,
     load_with_transformers,
     save_perturbed_gpt,
 )

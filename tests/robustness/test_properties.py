@@ -20,7 +20,8 @@ from seugpt.data.tokenizer_json import END_OF_TEXT, spec_from_json
 from seugpt.errors import ConfigError
 from seugpt.generation.sampling import SamplingParams
 from seugpt.generation.text_stream import TextStream
-from tests.helpers import TEXT, llama2_like, llama3_like, train_configs
+from tests.external_tokenizers import llama2_like, llama3_like
+from tests.helpers import TEXT, train_configs
 from train import TrainConfig
 
 property_test = settings(
