@@ -39,13 +39,15 @@ EXCLUSIVE = [("dataset", "input"), ("tasks", "dataset"), ("tasks", "input"), ("t
 
 @dataclass(frozen=True)
 class EvaluateConfig(ModelSource):
-    dataset: Annotated[
-        str | None, "as in train.py; None: the model's training data", "not empty"
-    ] = None
+    dataset: Annotated[str | None, "as in train.py; None: the model's training data", "path"] = None
     split: Annotated[Literal["val", "train"], "split of the data set"] = "val"
     input: Annotated[str | None, "a UTF-8 text instead: a file, or a folder of files", "path"] = (
         None
     )
+    field: Annotated[
+        str | None, "read this field of each record of .jsonl, .csv or .parquet files", "not empty"
+    ] = None
+    keep_crlf: Annotated[bool, "keep the line ends of Windows; else they become LF"] = False
     stride: Annotated[
         int,
         "window stride: score only each window's last `stride` tokens; 0: windows do not overlap",
@@ -73,6 +75,8 @@ class EvaluateConfig(ModelSource):
                 problems.append(
                     f"{a}={getattr(self, a)} and {b}={getattr(self, b)} cannot be used together"
                 )
+        if self.input is None and (self.field is not None or self.keep_crlf):
+            problems.append("field= and keep_crlf= are for a text of your own; give --input=FILE")
         for name in ("num_fewshot", "limit"):
             if self.tasks is None and getattr(self, name) is not None:
                 problems.append(f"{name}={getattr(self, name)} is for tasks; give --tasks=NAME")
@@ -120,7 +124,7 @@ def evaluate_text(evaluator, config):
     if config.input is None:
         text = text_from_dataset(evaluator.ckpt, config.dataset, config.split)
     else:
-        text = text_from_files(evaluator.ckpt, config.input)
+        text = text_from_files(evaluator.ckpt, config.input, config.field, config.keep_crlf)
     counter = TokenCounter(text, show_progress=dist_env.rank == 0)
     windows = sliding_windows(text.chunks, block_size, stride)
     batches = counter.count(batch_windows(windows, evaluator.batch_size))

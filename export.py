@@ -10,6 +10,7 @@ Qwen3ForCausalLM; what none of them can express is refused by name. The logits a
 import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
 
 import json
+import os
 import shlex
 import shutil
 from dataclasses import dataclass, replace
@@ -102,9 +103,27 @@ def tokenizer_config(config, tokenizer):
     return {key: value for key, value in content.items() if value is not None}
 
 
+def name_of(folder):
+    """The name of a folder, which may be given as "."."""
+    return Path(os.path.realpath(folder)).name
+
+
+def check_range(model, dtype):
+    """Raise ConfigError if a weight would become infinite."""
+    limit = torch.finfo(getattr(torch, dtype)).max
+    for name, param in model.named_parameters():
+        largest = param.abs().max().item()
+        if largest > limit:
+            raise ConfigError(
+                f"dtype={dtype} ends at {limit:,.0f}, and {name} has a weight of {largest:,.0f}; "
+                "use --dtype=bfloat16"
+            )
+
+
 def check_target(folder):
     """Raise ConfigError unless `folder` is a new or empty one: nothing is overwritten."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    is_dangling = folder.is_symlink() and not folder.exists()
+    if is_dangling or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ConfigError(f"to={folder} already exists and is not an empty folder; choose another")
 
 
@@ -123,13 +142,14 @@ def export(source, folder, dtype="auto"):
         dtype = ckpt.get("dtype", "float32")
     model, _ = build_from_checkpoint(ckpt)
     config = model.config
+    check_range(model, dtype)
     tensors = hf_tensors(model_type, model.to(getattr(torch, dtype)), source)
     config_json = to_config_json(model_type, config, dtype, tokenizer.special.ids(tokenizer))
     texts = {
         "tokenizer.json": tokenizer_json,
         "tokenizer_config.json": to_json(tokenizer_config(config, tokenizer)),
         "generation_config.json": to_json(generation_config(config, tokenizer)),
-        "README.md": model_card(ckpt, model, tokenizer, CLASSES[model_type], folder.name),
+        "README.md": model_card(ckpt, model, tokenizer, CLASSES[model_type], name_of(folder)),
         "config.json": to_json(config_json),
     }
 
@@ -144,13 +164,12 @@ def export(source, folder, dtype="auto"):
 
 
 def write_folder(folder, writers):
-    """Write {file name: function that writes a path} to a folder, which appears once complete.
+    """Write {file name: function that writes a path} to a folder, whose last file comes last.
 
-    Raises ConfigError.
+    A new folder appears once it is complete. Raises ConfigError.
     """
-    unfinished = folder.with_name(
-        f".{folder.name}.partial"
-    )  # a killed export leaves it to the next
+    target = Path(os.path.realpath(folder))
+    unfinished = target.with_name(f".{target.name}.partial")  # a killed export's, for the next
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,14 +185,17 @@ def write_folder(folder, writers):
                     write(temporary)
                     temporary.chmod(mode)
         (unfinished / ".lock").unlink()
-        if folder.exists():  # and is empty
-            folder.rmdir()
-        unfinished.rename(folder)
+        if target.exists():  # and is empty; it may be the current folder
+            for name in writers:
+                (unfinished / name).rename(target / name)
+            unfinished.rmdir()
+        else:
+            unfinished.rename(target)
     except UserError:
         raise
     except Exception as error:  # OSError, or SafetensorError for the same
         shutil.rmtree(unfinished, ignore_errors=True)
-        space = disk_space(error, folder.parent)
+        space = disk_space(error, target.parent)
         raise ConfigError(f"cannot write {folder / name}{space}: {error}") from error
 
 

@@ -87,9 +87,12 @@ class ModelConfig:
             nearest = max(round(C / nh), 1) * nh
             problems.append(f"n_embd={C} must be divisible by n_head={nh}; nearest: {nearest}")
         elif self.position == "rope" and self.head_size % 2:
-            problems.append(f"position=rope needs an even n_embd/n_head={self.head_size}")
+            given = f"head_dim={self.head_dim}" if self.head_dim else f"n_embd/n_head={C // nh}"
+            problems.append(f"position=rope needs an even head size, not {given}")
         if len(self.rope_scaling) not in (0, 1, 4):
             problems.append(f"rope_scaling={self.rope_scaling} must have one or four numbers")
+        elif len(self.rope_scaling) == 4 and self.rope_scaling[1] >= self.rope_scaling[2]:
+            problems.append(f"rope_scaling={self.rope_scaling}: the second must be below the third")
         if nh % nkv:
             divisors = ", ".join(str(n) for n in range(1, nh + 1) if nh % n == 0)
             problems.append(f"n_kv_head={nkv} must divide n_head={nh}: {divisors}")
@@ -358,8 +361,8 @@ class GPT(nn.Module):
         loss = F.cross_entropy(
             logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX
         )
-        # Detached, or a backward pass from the loss alone would fill a gradient of zeros for them.
-        return logits.detach(), loss
+        # In training detached: the loss's backward pass would fill a gradient of zeros for them.
+        return logits.detach() if self.training else logits, loss
 
     def unembed(self, x):
         """The logits (..., V) of normalized activations (..., C)."""

@@ -57,7 +57,7 @@ class PrepareConfig:
         str | None,
         f"folder in data/ to write, or an absolute path; None: {DEFAULT_CORPUS}; built-in: "
         f"{', '.join(CORPORA)}",
-        "not empty",
+        "path",
     ] = None
     input: Annotated[str | None, "your own UTF-8 text: a file, or a folder of files", "path"] = None
     val_input: Annotated[str | None, "validation text; None: the end of the input", "path"] = None

@@ -31,15 +31,14 @@ from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
 from seugpt.generation.text_stream import GPU_CHUNK, TextStream, stream_texts
 
-DEFAULT_START = ("\n",)  # or the first character that the model knows
 SEPARATOR = "---------------"
 
 
 @dataclass(frozen=True)
 class SampleConfig(ModelSource):
-    start: Annotated[tuple[str, ...], "prompt, or FILE:path; may be repeated", "not empty"] = (
-        DEFAULT_START
-    )
+    start: Annotated[
+        tuple[str, ...], "prompt, or FILE:path; may be repeated; none: a newline", "not empty"
+    ] = ()
     interactive: Annotated[bool, "chat: type, and the model continues; Ctrl-C stops a reply"] = (
         False
     )
@@ -125,11 +124,16 @@ def show(text, end="\n"):
 
 
 def read_prompts(config, tokenizer):
-    """The texts of --start. Raises DataError."""
-    chars = getattr(tokenizer, "chars", "\n")
-    if config.start == DEFAULT_START and "\n" not in chars:
-        return [chars[0]]
-    return [read_text_option(start, "start") for start in config.start]
+    """The texts of --start; without it a newline, or a text that the model knows.
+
+    Raises DataError.
+    """
+    if config.start:
+        return [read_text_option(start, "start") for start in config.start]
+    if hasattr(tokenizer, "chars"):
+        return ["\n" if "\n" in tokenizer.chars else tokenizer.chars[0]]
+    candidates = ["\n", *tokenizer.special.eos]  # some tokenizers drop white space
+    return [next((text for text in candidates if len(tokenizer.encode_prompt(text))), "a")]
 
 
 def print_samples(generator, config):
@@ -167,6 +171,7 @@ def chat(generator, text):
         "Type, and the model continues. /new starts over; "
         "Ctrl-C stops a reply; Ctrl-D or /quit leaves."
     )
+    separator = "\n" if "\n" in getattr(generator.tokenizer, "chars", "\n") else ""
     while True:
         try:
             line = input("> ")
@@ -180,7 +185,7 @@ def chat(generator, text):
         if line == "/new":
             text = ""
             continue
-        extended = f"{text}\n{line}" if text and line else text or line  # an empty line: go on
+        extended = f"{text}{separator}{line}" if text and line else text or line  # empty: go on
         if not extended:
             continue
         try:
@@ -212,10 +217,10 @@ def main(argv=None):
             generator = TextGenerator(config, params)
             if not config.interactive:
                 print_samples(generator, config)
-            elif config.start == DEFAULT_START:
-                chat(generator, "")
-            else:
+            elif config.start:
                 chat(generator, read_text_option(config.start[0], "start"))
+            else:
+                chat(generator, "")
 
 
 if __name__ == "__main__":

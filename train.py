@@ -75,7 +75,7 @@ class TrainConfig:
     wandb_run_name: Annotated[str, "Weights & Biases run name"] = "run"
     tensorboard: Annotated[bool, "write event files to out_dir/tensorboard as well"] = False
     # data
-    dataset: Annotated[str, "folder in data/, or an absolute path"] = "openwebtext"
+    dataset: Annotated[str, "folder in data/, or an absolute path", "path"] = "openwebtext"
     tokenizer: Annotated[Literal["gpt2"] | None, "of token files without meta.json"] = None
     gradient_accumulation_steps: Annotated[int, "micro-batches a step, all GPUs", ">= 1"] = 40
     batch_size: Annotated[int, "sequences per micro-batch", ">= 1"] = 12

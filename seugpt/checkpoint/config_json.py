@@ -94,6 +94,7 @@ GPT2_FIELDS = {  # {field: the values that GPT2LMHeadModel has}
 LLAMA_FIELDS = {"position": ["rope"], "norm": ["rmsnorm"], "mlp": ["swiglu"]}
 # By model_type, the plainest first; any other field may have any value. Not Qwen2, a Llama without
 # biases in one matrix: transformers 5 gives it Qwen2Tokenizer, whatever tokenizer its folder has.
+LAYER_TYPES = ("full_attention", "sliding_attention")
 EXPRESSIBLE = {
     "gpt2": GPT2_FIELDS,
     "llama": {**LLAMA_FIELDS, "qk_norm": [False]},
@@ -110,9 +111,9 @@ def read_config(folder):
     given = read_json(path)
     model_type = check_model_type(given.get("model_type"), path)
     sizes = GPT2_SIZES if model_type == "gpt2" else LLAMA_SIZES
-    missing = [key for key in sizes if type(given.get(key)) is not int]
+    missing = [key for key in sizes if type(given.get(key)) is not int or given[key] < 1]
     if missing:
-        raise CheckpointError(f"{path} has no integer for {', '.join(missing)}")
+        raise CheckpointError(f"{path} has no positive integer for {', '.join(missing)}")
     try:
         unsupported = find_unsupported(given, model_type, sizes)
         if unsupported:
@@ -162,14 +163,20 @@ def find_unsupported(given, model_type, sizes):
         unsupported[activation_key] = given[activation_key]
     if model_type == "gpt2":
         return unsupported
+    for key, kind in (("sliding_window", int), ("layer_types", list)):
+        if not isinstance(given.get(key), kind | None):
+            unsupported[key] = given[key]
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(given.get(key), dict | None):
+            return {**unsupported, key: given[key]}
     rope = rope_parameters(given)
     numbers = ROPE_NUMBERS.get(rope.get("rope_type"))
     if numbers is None or set(rope) - {"rope_theta", "rope_type", "type"} != set(numbers):
         key = "rope_parameters" if given.get("rope_parameters") else "rope_scaling"
         unsupported[key] = given[key]
-    types = set(given.get("layer_types") or ())
-    if not types <= {"full_attention", "sliding_attention"}:
-        unsupported["layer_types"] = sorted(map(str, types))
+    types = given.get("layer_types")
+    if isinstance(types, list) and not all(each in LAYER_TYPES for each in types):
+        unsupported["layer_types"] = types
     return unsupported
 
 
@@ -214,7 +221,7 @@ def llama_fields(given, model_type):
         "block_size": context_length(given, model_type),
         "head_dim": head_dim,
         "position": "rope",
-        "rope_base": rope.get("rope_theta") or 10_000.0,
+        "rope_base": 10_000.0 if rope.get("rope_theta") is None else rope["rope_theta"],
         "rope_scaling": tuple(rope[name] for name in ROPE_NUMBERS[rope["rope_type"]]),
         "n_kv_head": kv_heads,
         "norm": "rmsnorm",
@@ -245,7 +252,7 @@ def architecture_of(config):
     if config.n_head * config.head_size == config.n_embd:
         config = replace(config, head_dim=None)
     lacking = {each: missing_values(config, each) for each in EXPRESSIBLE}
-    closest = min(lacking, key=lambda each: len(lacking[each]))
+    closest = min(reversed(lacking), key=lambda each: len(lacking[each]))
     if lacking[closest]:
         raise ConfigError(
             "transformers cannot express this model: the closest class, "

@@ -55,6 +55,8 @@ def load_pretrained(source):
     CheckpointError, DataError.
     """
     path = Path(source)
+    if source.startswith(("http://", "https://")):
+        raise CheckpointError(f"{source}: a model on the Hugging Face hub is written org/name")
     if hub.is_hub_name(source):
         return huggingface.load_folder(hub.download_model(source), source)
     if (path / "config.json").is_file():
@@ -139,7 +141,7 @@ def check_tokenizer(ckpt, spec, dataset):
         return
     trained_on = ckpt["train_config"].get("dataset")
     source = Path("data", trained_on, "meta.json") if trained_on else ckpt["path"]
-    if ckpt["tokenizer"] == {"kind": "gpt2"}:
+    if ckpt["tokenizer"]["kind"] == "gpt2":
         source = "gpt2"
     advice = (
         "Prepare the text with its tokenizer: python "

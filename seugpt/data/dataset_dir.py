@@ -35,7 +35,7 @@ def dataset_path(name):
             f"dataset={name!r} must be the name of a folder in data/, such as shakespeare_char, "
             "or an absolute path"
         )
-    if path.parts[0] == ROOT.name and path.is_dir() and not (ROOT / path).exists():
+    if path.parts[0] == ROOT.name and len(path.parts) > 1 and not (ROOT / path).exists():
         inside = path.relative_to(ROOT)
         raise DataError(f"dataset={name!r}: names begin inside data/; write --dataset={inside}")
     return ROOT / path

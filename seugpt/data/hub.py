@@ -13,7 +13,7 @@ from seugpt.errors import CheckpointError
 OPENAI = {
     name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 }
-NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w.-]+))?")
+NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 LOCAL_SUFFIXES = (".pt", ".json", ".safetensors")  # of a path that does not exist
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -58,21 +58,29 @@ def download_model(source, weights=True):
     def fetch(file):
         return download_file(hub, repository, revision, file)
 
+    def find_cached(file):
+        return hub.try_to_load_from_cache(repository, file, revision=revision)
+
     def fetch_optional(file):
-        cached = hub.try_to_load_from_cache(repository, file, revision=revision)
-        if cached is hub._CACHED_NO_EXIST:  # the hub has said so before
+        if find_cached(file) is hub._CACHED_NO_EXIST:  # the hub has said so before
             return None
         try:
             return fetch(file)
         except hub.errors.LocalEntryNotFoundError:  # the hub was not reached
+            if was_cached:  # what is missing from the cache is not in the model either
+                return None
             raise
         except hub.errors.EntryNotFoundError:
             return None
 
     try:
+        was_cached = isinstance(find_cached("config.json"), str)
         folder = fetch("config.json").parent
         if weights and fetch_optional(WEIGHTS) is None:
-            for shard in shards_of(fetch_optional(INDEX), source):
+            index = fetch_optional(INDEX)
+            if index is None and find_cached(INDEX) is None:
+                fetch(WEIGHTS)  # says that the hub cannot be reached
+            for shard in shards_of(index, source):
                 fetch(shard)
         for file in OPTIONAL_FILES:
             fetch_optional(file)
@@ -123,7 +131,7 @@ def explain(error, hub, source, repository):
     reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0]
     return (
         f"cannot download {repository} from the Hugging Face hub ({reason}). Connect to the "
-        "network, or get its files another way and give their folder: --init_from=FOLDER"
+        "network, or get its files another way and give their folder instead of the name"
     )
 
 

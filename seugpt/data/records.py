@@ -8,6 +8,7 @@ from seugpt.errors import DataError
 FORMATS = (".jsonl", ".csv", ".parquet")
 MAX_CSV_FIELD = 2**31 - 1  # characters; Python's own limit is 131,072
 READ_BYTES = 1 << 20
+SURPLUS = object()  # the key of values without a column
 
 
 def read_records(path, field, on_bytes):
@@ -24,23 +25,31 @@ def read_records(path, field, on_bytes):
     number = 0
     try:
         for number, record in enumerate(reader(path, field, on_bytes), start=1):
-            text = record.get(field) if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                raise DataError(f"{path}: record {number:,} {describe_problem(record, field)}")
-            yield text
+            problem = find_problem(record, field)
+            if problem:
+                raise DataError(f"{path}: record {number:,} {problem}")
+            yield record[field]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8, after record {number:,}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def describe_problem(record, field):
-    """Why a record has no text."""
+def find_problem(record, field):
+    """Why a record's text cannot be read, or None."""
     if not isinstance(record, dict):
         return "is not an object with fields"
-    if field in record:
-        return f"has no text in the field {field!r}, but {type(record[field]).__name__}"
-    return f"has no field {field!r}; it has {', '.join(map(str, list(record)[:20]))}"
+    if SURPLUS in record:
+        surplus = len(record[SURPLUS])
+        return f"has {surplus} value(s) more than the header has columns: is a comma not quoted?"
+    if field not in record:
+        return f"has no field {field!r}; it has {', '.join(map(str, list(record)[:20]))}"
+    text = record[field]
+    if not isinstance(text, str):
+        return f"has no text in the field {field!r}, but {type(text).__name__}"
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        return f"has half a surrogate pair in the field {field!r}, which is no character"
+    return None
 
 
 def lines_of(path, on_bytes):
@@ -64,7 +73,10 @@ def read_jsonl(path, field, on_bytes):
 def read_csv(path, field, on_bytes):
     csv.field_size_limit(MAX_CSV_FIELD)
     try:
-        yield from csv.DictReader(lines_of(path, on_bytes))
+        reader = csv.DictReader(lines_of(path, on_bytes), restkey=SURPLUS, strict=True)
+        if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+            raise DataError(f"{path} has two columns of the same name in its header")
+        yield from reader
     except csv.Error as error:
         raise DataError(f"{path} is not valid CSV: {error}") from error
 

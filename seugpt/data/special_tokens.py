@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from seugpt.errors import DataError
 from seugpt.files import read_text
 
 FILES = ("tokenizer_config.json", "generation_config.json", "config.json")
@@ -48,7 +49,10 @@ def from_json(content):
 
 
 def read_special_tokens(folder, tokens):
-    """Those of a Hugging Face folder; `tokens`: {id: token} of the vocabulary."""
+    """Those of a Hugging Face folder; `tokens`: {id: token} of the vocabulary.
+
+    Raises DataError for a damaged file.
+    """
     names, generation, config = (read_object(Path(folder, name)) for name in FILES)
 
     def named(key):
@@ -63,7 +67,7 @@ def read_special_tokens(folder, tokens):
         return [tokens[i] for i in ids if type(i) is int and i in tokens]
 
     bos = named("bos") or numbered(config, "bos")
-    eos = named("eos") + numbered(generation, "eos") + numbered(config, "eos")
+    eos = named("eos") + (numbered(generation, "eos") or numbered(config, "eos"))
     pad = named("pad") or numbered(config, "pad")
     known = set(tokens.values())
     return SpecialTokens(
@@ -78,18 +82,24 @@ def read_chat_template(folder, names):
     """From chat_template.jinja or tokenizer_config.json, where several may have names."""
     path = Path(folder, "chat_template.jinja")
     if path.is_file():
-        return read_text(path)
+        try:
+            return read_text(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {path}: {error}") from error
     template = names.get("chat_template")
     if isinstance(template, list):
-        by_name = {each.get("name"): each.get("template") for each in template}
+        named = [each for each in template if isinstance(each, dict)]
+        by_name = {str(each.get("name")): each.get("template") for each in named}
         template = by_name.get("default")
     return template if isinstance(template, str) else None
 
 
 def read_object(path):
-    """The object in a JSON file; {} if there is no such file, or something else in it."""
-    try:
-        content = json.loads(read_text(path)) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
+    """The object in a JSON file; {} if there is no such file. Raises DataError."""
+    if not path.is_file():
         return {}
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: {error}. Mend it, or take it away") from error
     return content if isinstance(content, dict) else {}

@@ -13,10 +13,11 @@ import numpy as np
 import tiktoken
 
 from seugpt.data.download import download
-from seugpt.data.special_tokens import SpecialTokens
+from seugpt.data.special_tokens import SpecialTokens, from_json
 from seugpt.data.text import split_at_word_boundaries
 from seugpt.data.tokenizer_json import (
     END_OF_TEXT,
+    GPT2_SPECIAL,
     HuggingFaceTokenizer,
     bpe_spec,
     bpe_to_json,
@@ -101,12 +102,13 @@ class BPETokenizer:
     """Byte-level BPE run by tiktoken: GPT-2's own, or one trained here."""
 
     document_separator = END_OF_TEXT
-    special = SpecialTokens(bos=END_OF_TEXT, eos=(END_OF_TEXT,))
 
-    def __init__(self, encoding, spec):
+    def __init__(self, encoding, spec, special=None):
+        """`special`: the JSON of SpecialTokens, None for GPT-2's."""
         self.encoding = encoding
         self.vocab_size = encoding.n_vocab
-        self._spec = spec
+        self._spec = spec if special is None else {**spec, "special": special}
+        self.special = GPT2_SPECIAL if special is None else from_json(special)
 
     def encode(self, text):
         """text -> uint32 array of ids.
@@ -176,7 +178,7 @@ def encode_option(tokenizer, text, option):
     return ids
 
 
-def gpt2_tokenizer():
+def gpt2_tokenizer(special=None):
     """GPT-2's 50,257 tokens. They are downloaded once, into the folder TIKTOKEN_CACHE_DIR.
 
     Raises DataError.
@@ -191,7 +193,7 @@ def gpt2_tokenizer():
             folder.mkdir(parents=True, exist_ok=True)
             for name, file in GPT2_FILES.items():
                 download(folder / name, **file, advice=advice)
-        return BPETokenizer(tiktoken.get_encoding("gpt2"), {"kind": "gpt2"})
+        return BPETokenizer(tiktoken.get_encoding("gpt2"), {"kind": "gpt2"}, special)
     except DataError as error:
         raise DataError(f"cannot get GPT-2's vocabulary: {error}") from error
     except OSError as error:
@@ -212,7 +214,7 @@ def tiktoken_cache_dir():
     return Path(folder) if folder != "" else None
 
 
-def bpe_tokenizer(ranks):
+def bpe_tokenizer(ranks, special=None):
     """A tokenizer from its tokens, bytes in merge order; END_OF_TEXT gets the last id.
 
     Raises ValueError.
@@ -226,7 +228,7 @@ def bpe_tokenizer(ranks):
         mergeable_ranks={token: rank for rank, token in enumerate(ranks)},
         special_tokens={END_OF_TEXT: len(ranks)},
     )
-    return BPETokenizer(encoding, bpe_spec(ranks))
+    return BPETokenizer(encoding, bpe_spec(ranks), special)
 
 
 def train_bpe(texts, vocab_size):
@@ -254,15 +256,14 @@ def load_tokenizer(spec, source="tokenizer"):
 
     Raises DataError, naming `source`, for an invalid spec.
     """
-    if spec == {"kind": "gpt2"}:
-        return gpt2_tokenizer()
     try:
+        if spec["kind"] == "gpt2":
+            return gpt2_tokenizer(spec.get("special"))
         if spec["kind"] == "char":
             return char_tokenizer(spec["chars"])
         if spec["kind"] == "bpe":
-            return bpe_tokenizer(
-                [base64.b64decode(token, validate=True) for token in spec["ranks"]]
-            )
+            ranks = [base64.b64decode(token, validate=True) for token in spec["ranks"]]
+            return bpe_tokenizer(ranks, spec.get("special"))
         if spec["kind"] == "huggingface":
             return HuggingFaceTokenizer(spec["json"], spec.get("special"))
         raise ValueError(spec["kind"])

@@ -25,6 +25,7 @@ BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
 BYTE_TO_CHAR |= {byte: chr(0x100 + n) for n, byte in enumerate(UNPRINTABLE)}
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 SENTENCEPIECE_SPACE = "\u2581"
+GPT2_SPECIAL = SpecialTokens(bos=END_OF_TEXT, eos=(END_OF_TEXT,))
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>")
 
 
@@ -53,20 +54,23 @@ def spec_from_json(text, folder=None):
         content = json.loads(text)
         chars = chars_of(content)
         ranks = gpt2_style_ranks(content)
-        special = None
-        if folder is not None:
-            special = read_special_tokens(folder, tokens_by_id(content)).to_json()
+        tokens = tokens_by_id(content)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"it is not a readable tokenizer.json ({type(error).__name__}: {error})"
         ) from error
     if chars is not None:
         return {"kind": "char", "chars": chars}
+    special = SpecialTokens()
+    if folder is not None:
+        special = read_special_tokens(folder, tokens)
     if ranks is None:
-        return {"kind": "huggingface", "json": text, "special": special}
-    if ranks_sha256(ranks) == GPT2_SHA256:
-        return {"kind": "gpt2"}
-    return bpe_spec(ranks)
+        return {"kind": "huggingface", "json": text, "special": special.to_json()}
+    spec = {"kind": "gpt2"} if ranks_sha256(ranks) == GPT2_SHA256 else bpe_spec(ranks)
+    special = replace(
+        special, bos=special.bos or GPT2_SPECIAL.bos, eos=special.eos or GPT2_SPECIAL.eos
+    )
+    return spec if special == GPT2_SPECIAL else {**spec, "special": special.to_json()}
 
 
 def unknown_ids(model, vocab):

@@ -59,13 +59,14 @@ def text_from_dataset(ckpt, name, split):
     )
 
 
-def text_from_files(ckpt, path):
+def text_from_files(ckpt, path, field=None, keep_crlf=False):
     """A file or the files of a folder, encoded by the checkpoint's tokenizer as prepare.py would.
 
     Raises DataError.
     """
     tokenizer = tokenizer_of(ckpt)
-    text = Text(find_files(path), tokenizer.document_separator, with_alphabet=True)
+    separator = tokenizer.document_separator
+    text = Text(find_files(path), separator, True, field, keep_crlf)
     unknown = sorted(text.alphabet - set(getattr(tokenizer, "chars", text.alphabet)))
     if unknown:
         chars = itertools.chain.from_iterable(text.chunks())

@@ -210,6 +210,55 @@ def test_dtype_of_the_weights_is_that_of_the_source_or_as_asked(workspace):
     }
 
 
+@pytest.mark.parametrize("kind", ["bpe", "gpt2"])
+def test_special_tokens_of_a_gpt2_tokenizer_are_kept(workspace, kind):
+    """Its vocabulary is ours, but its chat template and padding were lost."""
+    save_perturbed_gpt(make_spec(kind), block_size=64)
+    export.main(["--out_dir=out", "--to=first"])
+    path = Path("first/tokenizer_config.json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    template = "{{ messages[0].content }}"
+    content |= {"pad_token": "<|endoftext|>", "chat_template": template}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    export.main(["--init_from=first", "--to=second"])
+    _, tokenizer = load_with_transformers("second")
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.chat_template == template
+    assert load_pretrained("second")["tokenizer"]["kind"] == kind
+
+
+def test_weight_beyond_float16_is_refused(workspace, refused):
+    model = save_perturbed_gpt(CHARS)
+    ckpt = torch.load("out/best.pt", weights_only=True)
+    with torch.no_grad():
+        model.ln_f.weight[0] = 1e5
+    save_checkpoint("out/best.pt", {**ckpt, "model": model.state_dict()})
+    message = refused(export.main, "--out_dir=out", "--to=hf", "--dtype=float16")
+    assert "dtype=float16 ends at 65,504, and ln_f.weight has a weight of 100,000" in message
+    export.main(["--out_dir=out", "--to=hf", "--dtype=bfloat16"])
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json"])
+def test_damaged_file_of_special_tokens_is_named(workspace, refused, file):
+    """A stray comma silently took the chat template and the end of a text away."""
+    save_perturbed_gpt({"kind": "huggingface", "json": llama2_like().to_str()}, block_size=64)
+    export.main(["--out_dir=out", "--to=hf"])
+    Path("hf", file).write_text('{"eos_token": "</s>",}', encoding="utf-8")
+    assert f"cannot read {Path('hf', file)}" in refused(sample.main, "--init_from=hf")
+
+
+def test_export_into_the_current_folder_and_a_link(workspace, monkeypatch):
+    save_perturbed_gpt(CHARS)
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    export.main(["--out_dir=out", "--to=link"])
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    export.main(["--out_dir=../out", "--to=."])
+    assert {path.name for path in Path().iterdir()} == {p.name for p in Path("../empty").iterdir()}
+    assert Path("README.md").read_text(encoding="utf-8").count("# here\n") == 1
+
+
 def test_model_card_says_how_the_model_was_trained(trained):
     ckpt = load_checkpoint("out/best.pt")
     export.main(["--out_dir=out", "--to=hf"])
@@ -255,7 +304,7 @@ def test_transformers_never_generates_padding_tokens(workspace, kind):
         ({"position": "rope"}, "GPT2LMHeadModel, has no position=rope"),
         ({"n_kv_head": 1}, "GPT2LMHeadModel, has no n_kv_head=1"),
         ({"head_dim": 5}, "GPT2LMHeadModel, has no head_dim=5"),
-        ({**LLAMA, "bias": True, "qk_norm": True}, "LlamaForCausalLM, has no qk_norm=True"),
+        ({**LLAMA, "bias": True, "qk_norm": True}, "Qwen3ForCausalLM, has no bias=True"),
         ({**LLAMA, "logit_softcap": 30.0}, "LlamaForCausalLM, has no logit_softcap=30.0"),
         (
             {"qk_norm": True, "logit_softcap": 30.0},

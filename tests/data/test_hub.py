@@ -179,12 +179,27 @@ def test_model_on_the_hub_is_downloaded_once(hub, monkeypatch, capsys):
     assert capsys.readouterr().out == first
 
 
+def test_model_that_another_program_has_cached_needs_no_network(hub, monkeypatch, capsys):
+    """Without huggingface_hub's notes on files that do not exist."""
+    download_model("org/small")
+    for folder in Path("home").rglob(".no_exist"):
+        shutil.rmtree(folder)
+    use_endpoint(monkeypatch, UNREACHABLE)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    sample.main(["--init_from=org/small", *SHORT])
+    assert capsys.readouterr().out.startswith("abc")
+    for path in Path("home").rglob("model.safetensors"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="cannot download org/small"):
+        download_model("org/small")
+
+
 def test_unreachable_hub_is_one_message(workspace, monkeypatch, refused, no_sleep):
     """It says how to use files that were downloaded in another way."""
     use_endpoint(monkeypatch, UNREACHABLE)
     message = refused(sample.main, "--init_from=gpt2", "--device=cpu")
     assert "openai-community/gpt2" in message
-    assert "--init_from=FOLDER" in message
+    assert "give their folder instead" in message
 
 
 def test_failed_download_is_retried(hub, no_sleep):
@@ -214,6 +229,8 @@ def test_all_shards_of_a_model_are_downloaded(hub):
     [
         ("org/other", "no file or folder org/other, and the Hugging Face hub has no model"),
         ("org/small@v2", "org/small has no such revision"),
+        ("org/small@refs/pr/1", "org/small has no such revision"),
+        ("https://huggingface.co/org/small", "is written org/name"),
         ("org/gated", "accept its licence at https://huggingface.co/org/gated"),
     ],
 )

@@ -179,6 +179,14 @@ def test_default_start_is_a_character_that_the_model_knows(workspace, capsys):
     assert capsys.readouterr().out.startswith("x")
 
 
+def test_a_chat_needs_no_newline_in_the_vocabulary(workspace, monkeypatch, capsys):
+    save_perturbed_gpt({"kind": "char", "chars": "xyz"})
+    typed = iter(["x", "y", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    sample.main(["--device=cpu", "--interactive", "--max_new_tokens=3"])
+    assert "never saw" not in capsys.readouterr().out
+
+
 CONTROLS = "\r\x00\x07\x0e\x1b[31m\x7f\x9b"
 
 

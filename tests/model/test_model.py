@@ -271,7 +271,7 @@ def test_initial_weights_match_the_table_in_the_docstring():
 
 def test_each_position_depends_on_itself_and_all_earlier_ones_only():
     """The gradients of the logits show on which embeddings they depend."""
-    model = small_model()
+    model = small_model().eval()
     embeddings = []
 
     def record(module, args, output):
@@ -480,7 +480,9 @@ def test_a_compiler_failure_leaves_an_uncompiled_model_that_works(monkeypatch):
     def broken(graph, example_inputs):
         raise RuntimeError("no compiler\nlong story")
 
-    monkeypatch.setattr(model, "compile", lambda: torch.nn.Module.compile(model, backend=broken))
+    monkeypatch.setattr(
+        model, "compile", lambda dynamic: torch.nn.Module.compile(model, backend=broken)
+    )
     x, y = torch.randint(17, (2, 2, 12))
     expected = model(x, y)[1]
     reason = compile_model(model, lambda: model(x, y)[1].backward())

@@ -35,5 +35,5 @@ def intact_files(intact_files_once, workspace, monkeypatch):
     shutil.copytree(intact_files_once, workspace, dirs_exist_ok=True)
     vocabulary = CharTokenizer("".join(chr(200 + i) for i in range(20)))
     for module in (seugpt.data.tokenizer, prepare):
-        monkeypatch.setattr(module, "gpt2_tokenizer", lambda: vocabulary)
+        monkeypatch.setattr(module, "gpt2_tokenizer", lambda special: vocabulary)
     return workspace
