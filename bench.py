@@ -13,10 +13,12 @@ paired rounds count.
 
 import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
 
+import contextlib
 import math
 import shlex
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -200,6 +202,7 @@ class BaselineConfig(BenchConfig):
 class StepConfig(BaselineConfig):
     steps: Annotated[int, "steps per round", ">= 1"] = 20
     rounds: Annotated[int, "rounds of each contender", ">= 1"] = 5
+    busy: Annotated[int, "other busy processes, beside which to measure once more", ">= 0"] = 0
 
 
 def bench_step(options, model_config, config):
@@ -228,8 +231,38 @@ def bench_step(options, model_config, config):
             result["ratios"] = ratios(rounds_ms, medians["seuGPT"])
             print(f"    {median_range(result['ratios'], '.2f')} times ours")
         record(options.results, device, bench="step", contender=name, **result)
+    if options.busy:
+        bench_busy_step(options, workers, medians, device)
     for worker in workers.values():
         worker.close()
+
+
+def bench_busy_step(options, workers, quiet_ms, device):
+    """The same steps while other processes keep the CPU busy."""
+    with busy_processes(options.busy):
+        in_turn(1, workers, "steps", options.steps)  # in which a trainer may adapt
+        results = in_turn(options.rounds, workers, "steps", options.steps)
+    for name, rounds in results.items():
+        busy_ms = [statistics.median(times) for times in rounds]
+        times = ratios(busy_ms, quiet_ms[name])
+        print(
+            f"{name}, {options.busy} other busy process(es): {median_range(busy_ms, '.1f')} ms "
+            f"per step, {median_range(times, '.2f')} times the quiet step"
+        )
+        result = {"contender": name, "busy": options.busy, "rounds_ms": busy_ms, "ratios": times}
+        record(options.results, device, bench="busy_step", **result)
+
+
+@contextlib.contextmanager
+def busy_processes(count):
+    """While entered, `count` processes each keep a core busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def describe_step(name, rounds_ms, info, device, tokens, flops):

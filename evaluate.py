@@ -31,6 +31,7 @@ from seugpt.cli.config_parser import parse_configs
 from seugpt.errors import ConfigError, DataError
 from seugpt.evaluation.eval_text import UNITS, TokenCounter, text_from_dataset, text_from_files
 from seugpt.evaluation.loss import batch_windows, sliding_windows, summed_loss
+from seugpt.threads import CpuThreads
 from seugpt.training.distributed import DistributedEnv, process_group
 
 BATCH_TOKENS = 8192  # with GPT-2's vocabulary their logits take 1.6 GB
@@ -65,6 +66,9 @@ class EvaluateConfig(ModelSource):
         int | None, "solved examples per question of a task; None: the task's default", ">= 0"
     ] = None
     limit: Annotated[int | None, "questions per task; None: all", ">= 1"] = None
+    threads: Annotated[
+        int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
+    ] = None
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
 
@@ -130,6 +134,7 @@ def evaluate_text(evaluator, config):
     batches = counter.count(batch_windows(windows, evaluator.batch_size))
     # Each rank reads and counts the whole text, and computes every world_size-th batch.
     own_batches = itertools.islice(batches, dist_env.rank, None, dist_env.world_size)
+    own_batches = ticking(own_batches, CpuThreads(config.threads))
     total = summed_loss(evaluator.model, own_batches, evaluator.device, evaluator.autocast)
     nats = dist_env.all_reduce_sum(total, evaluator.device)[0].item()
     if not counter.scored.any():
@@ -140,6 +145,13 @@ def evaluate_text(evaluator, config):
     check_size(text, counter)
     if dist_env.rank == 0:
         print_loss(text, counter, nats, block_size, stride)
+
+
+def ticking(batches, threads):
+    """The same batches; the number of threads is adapted after each."""
+    for batch in batches:
+        yield batch
+        threads.tick()
 
 
 def check_size(text, counter):

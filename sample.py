@@ -14,6 +14,7 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -30,6 +31,7 @@ from seugpt.errors import DataError
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.sampling import SamplingParams
 from seugpt.generation.text_stream import GPU_CHUNK, TextStream, stream_texts
+from seugpt.threads import CpuThreads
 
 SEPARATOR = "---------------"
 
@@ -49,6 +51,9 @@ class SampleConfig(ModelSource):
     ] = ()
     ignore_eos: Annotated[bool, "go on after the model's end-of-text token"] = False
     seed: Annotated[int, "random seed", ">= -2**63", "< 2**63"] = 1337
+    threads: Annotated[
+        int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
+    ] = None
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "dtype of the weights"] = (
         "auto"
@@ -80,6 +85,7 @@ class TextGenerator:
         self.model, self.tokenizer, self.description = load_for_inference(config.source)
         self.model.to(self.device, pick_dtype(config.dtype, self.device))
         allow_tf32(self.device)
+        self.threads = CpuThreads(config.threads, notify=partial(print, file=sys.stderr))
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.decoder = None
 
@@ -99,7 +105,9 @@ class TextGenerator:
         stop_ids = () if config.ignore_eos else self.tokenizer.special.eos_ids(self.tokenizer)
         streams = [TextStream(self.tokenizer, stops, stop_ids) for _ in prompts]
         chunk_size = 1 if self.device.type == "cpu" else GPU_CHUNK
-        return stream_texts(tokens, streams, length, chunk_size)
+        for row, text in stream_texts(tokens, streams, length, chunk_size):
+            self.threads.tick()
+            yield row, text
 
     def make_decoder(self, prompts):
         config = self.config

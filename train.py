@@ -32,6 +32,7 @@ from seugpt.data.dataset_dir import dataset_path
 from seugpt.evaluation.loss import summed_loss
 from seugpt.generation.text_stream import sample_text
 from seugpt.plots.loss_curve import draw_loss_curve
+from seugpt.threads import CpuThreads
 from seugpt.training.distributed import DistributedEnv, process_group
 from seugpt.training.failures import memory_advice, not_finite_error
 from seugpt.training.init_from import (
@@ -99,6 +100,9 @@ class TrainConfig:
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on CUDA"] = "auto"
+    threads: Annotated[
+        int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
+    ] = None
     seed: Annotated[int, "seed of weights, batches and dropout", ">= 0", "< 2**63"] = 1337
 
     def compiles(self, device):
@@ -188,6 +192,7 @@ class Trainer:
             self.raw_model, config.snapshot_interval, self.log, self.throughput, self.autocast
         )
         self.log.info(f"device: {self.device}, {str(self.dtype).removeprefix('torch.')}")
+        self.threads = CpuThreads(config.threads, notify=self.log.info)
         if config.compiles(self.device):
             self.compile()
         torch.manual_seed(config.seed + self.dist_env.rank)  # dropout differs between ranks
@@ -260,6 +265,7 @@ class Trainer:
         self.raw_model.zero_grad(set_to_none=True)
         self.state.step += 1
         self.log.advance()
+        self.threads.tick()
         if step % self.config.log_interval == 0:
             self.check_last_step()
             self.log_step(loss.item(), lr, grad_norm.item())

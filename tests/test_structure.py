@@ -9,7 +9,7 @@ from tests.helpers import ROOT, run_python
 COMMANDS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "model")
 # What stands in seugpt/, lowest layer first; a package may import its own layer and those below.
 LAYERS = (
-    {"errors", "files", "cli"},
+    {"errors", "files", "threads", "cli"},
     {"data"},
     {"checkpoint"},
     {"generation", "training", "evaluation"},
