@@ -183,6 +183,35 @@ def test_logits_and_loss_equal_an_independent_numpy_model(changes):
     assert loss.item() == pytest.approx(nll, abs=1e-5)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_zeroes_the_right_share_and_scales_the_rest(p, dtype):
+    x = torch.ones(1001, 999, dtype=dtype, requires_grad=True)
+    torch.manual_seed(1)
+    y = model_module.dropout(x, p)
+    share = (y == 0).float().mean().item()
+    assert share == pytest.approx(p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5 + 2**-17)
+    kept = y[y != 0]
+    assert torch.equal(kept, torch.full_like(kept, kept[0].item()))
+    assert kept[0].item() == pytest.approx(1 / (1 - p), rel=1e-2)
+    assert y.float().mean().item() == pytest.approx(1, abs=0.02)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    zeros = (y == 0).float()
+    assert zeros.mean(0).std() < 1.2 * (p * (1 - p) / 1001) ** 0.5  # no column is preferred
+    neighbours = (zeros[:, 1:] * zeros[:, :-1]).mean().item()
+    assert neighbours == pytest.approx(p**2, abs=0.003)
+    torch.manual_seed(1)
+    assert torch.equal(model_module.dropout(x, p), y)
+
+
+def test_dropout_leaves_evaluation_and_p_zero_alone():
+    x = torch.randn(3, 5)
+    assert model_module.dropout(x, 0.0) is x or torch.equal(model_module.dropout(x, 0.0), x)
+    assert torch.equal(model_module.Dropout(0.9).eval()(x), x)
+    assert model_module.dropout(torch.ones(0, 4), 0.5).shape == (0, 4)
+
+
 def test_rope_attention_depends_only_on_the_signed_distance():
     q, k = torch.randn(2, 1, 1, 1, 16)  # (B, T, nh, hs) each
 
