@@ -31,6 +31,7 @@ from seugpt.cli.config_parser import parse_configs
 from seugpt.errors import ConfigError, DataError
 from seugpt.evaluation.eval_text import UNITS, TokenCounter, text_from_dataset, text_from_files
 from seugpt.evaluation.loss import batch_windows, sliding_windows, summed_loss
+from seugpt.generation.quantize import quantize
 from seugpt.threads import CpuThreads
 from seugpt.training.distributed import DistributedEnv, process_group
 
@@ -71,6 +72,7 @@ class EvaluateConfig(ModelSource):
     ] = None
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
+    quantize: Annotated[Literal["int8"] | None, "weights in 8 bits, as in sample.py"] = None
 
     def __post_init__(self):
         problems = []
@@ -107,6 +109,9 @@ def load_evaluator(config, dist_env):
     dtype = pick_dtype(config.dtype, device)
     allow_tf32(device)
     model, _ = build_from_checkpoint(ckpt)
+    if config.quantize:
+        quantize(model)
+        dtype = torch.bfloat16
     autocast = make_autocast(device, dtype)
     batch_size = config.batch_size or max(BATCH_TOKENS // model.config.block_size, 1)
     return Evaluator(ckpt, model.to(device).eval(), device, autocast, batch_size, dist_env)

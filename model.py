@@ -25,6 +25,7 @@ from seugpt.errors import DeviceError, one_line
 
 IGNORE_INDEX = -1  # a target that does not count in the loss, such as padding
 CPU_ATTENTION_MAX_TOKENS = 512
+CPU_ATTENTION_MIN_KEYS = 2**18  # numbers in a KV cache from which on it pays
 
 
 @dataclass(frozen=True)
@@ -208,28 +209,35 @@ def attention(q, k, v, mask, p):
     mask, 0 or -inf, broadcasts to (B, nh, T, S); None is the causal mask: no token sees a later
     one. p: dropout's probability.
     """
-    if mask is None and q.is_cpu and q.shape[2] <= CPU_ATTENTION_MAX_TOKENS:
-        return cpu_attention(q, k, v, p)
+    is_slow = mask is None or (q.dtype == torch.bfloat16 and k.numel() >= CPU_ATTENTION_MIN_KEYS)
+    if q.is_cpu and q.shape[2] <= CPU_ATTENTION_MAX_TOKENS and is_slow:
+        return cpu_attention(q, k, v, mask, p)
     gqa = k.shape[1] < q.shape[1]
     return F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None, enable_gqa=gqa)
 
 
-def cpu_attention(q, k, v, p):
-    """Causal attention written out: faster on a CPU than torch's fused kernel (docs/SPEED.md).
+def cpu_attention(q, k, v, mask, p):
+    """Attention written out: faster on a CPU than torch's fused kernel (docs/SPEED.md).
 
     With GQA the query heads that share a key head become more rows of one matrix, so that no key is
     copied. Without it group is 1, and the reshapes only merge B and nh.
     """
     B, nh, T, hs = q.shape
-    group = nh // k.shape[1]
+    nkv, S = k.shape[1:3]
+    group = nh // nkv
     q = q.reshape(-1, group * T, hs)  # (B nkv, group T, hs)
-    k = k.reshape(-1, T, hs)  # (B nkv, T, hs)
-    v = v.reshape(-1, T, hs)  # (B nkv, T, hs)
-    causal_mask = q.new_full((T, T), -torch.inf).triu(1)  # (T, T): -inf above the diagonal
-    causal_mask = causal_mask.repeat(group, 1)  # (group T, T)
+    k = k.reshape(-1, S, hs)  # (B nkv, S, hs)
+    v = v.reshape(-1, S, hs)  # (B nkv, S, hs)
+    if mask is None:
+        mask = q.new_full((1, T, S), -torch.inf).triu(1)  # -inf above the diagonal
+    elif B > 1:
+        mask = mask.expand(B, nkv, T, S).flatten(0, 1)  # (B nkv, T, S)
+    else:
+        mask = mask[0]  # (1, T, S)
+    mask = mask.repeat(1, group, 1)  # (B nkv or 1, group T, S)
 
-    scores = torch.baddbmm(causal_mask, q, k.mT, alpha=hs**-0.5)  # mask + q kᵀ / √hs
-    weights = scores.softmax(dim=-1)  # (B nkv, group T, T)
+    scores = torch.baddbmm(mask, q, k.mT, alpha=hs**-0.5)  # mask + q kᵀ / √hs
+    weights = scores.softmax(dim=-1)  # (B nkv, group T, S)
     weights = dropout(weights, p)
     y = weights @ v  # (B nkv, group T, hs)
 

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import allow_tf32, pick_device, pick_dtype
+from model import allow_tf32, pick_device
 from seugpt.checkpoint.pretrained import ModelSource, load_for_inference
 from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import parse_configs
@@ -29,6 +29,7 @@ from seugpt.data.text import escape_control_chars
 from seugpt.data.tokenizer import encode_option
 from seugpt.errors import DataError
 from seugpt.generation.decoder import Decoder, generate_tokens
+from seugpt.generation.quantize import inference_dtype, quantize
 from seugpt.generation.sampling import SamplingParams
 from seugpt.generation.text_stream import GPU_CHUNK, TextStream, stream_texts
 from seugpt.threads import CpuThreads
@@ -55,9 +56,13 @@ class SampleConfig(ModelSource):
         int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
     ] = None
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "dtype of the weights"] = (
-        "auto"
-    )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        "dtype of the weights; auto on a CPU: the faster one for the model's size",
+    ] = "auto"
+    quantize: Annotated[
+        Literal["int8"] | None, "weights in 8 bits, on a CPU: faster, and a quarter of the memory"
+    ] = None
     compile: Annotated[
         bool | Literal["auto"], "compile decoding: a graph on CUDA, where it is auto's choice"
     ] = "auto"
@@ -70,6 +75,10 @@ class SampleConfig(ModelSource):
             problems.append("start=FILE: names no file; write start=FILE:path")
         if not all(is_utf8(decode_argument(stop)) for stop in self.stop):
             problems.append("stop= is not UTF-8 in this locale")
+        if self.quantize and self.dtype not in ("auto", "bfloat16"):
+            problems.append(
+                f"quantize={self.quantize} computes in bfloat16, not dtype={self.dtype}"
+            )
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -83,8 +92,14 @@ class TextGenerator:
         self.params = params
         self.device = pick_device(config.device)
         self.model, self.tokenizer, self.description = load_for_inference(config.source)
-        self.model.to(self.device, pick_dtype(config.dtype, self.device))
+        self.model.to(self.device)
+        if config.quantize:
+            quantize(self.model)
+        else:
+            self.model.to(inference_dtype(config.dtype, self.device, self.model.num_params()))
         allow_tf32(self.device)
+        dtype = config.quantize or str(self.model.ln_f.weight.dtype).removeprefix("torch.")
+        self.description.append(f"weights in {dtype} on {self.device}")
         self.threads = CpuThreads(config.threads, notify=partial(print, file=sys.stderr))
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.decoder = None

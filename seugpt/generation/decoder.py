@@ -24,7 +24,7 @@ def inline_modules(module):
         return [inline_modules(child) for child in module]
     copied = copy.copy(module)
     children = {name: inline_modules(child) for name, child in module.named_children()}
-    vars(copied).update({**module._parameters, **children})
+    vars(copied).update({**module._parameters, **module._buffers, **children})
     return copied.forward
 
 
@@ -43,7 +43,7 @@ class Decoder:
         self.model = model
         self.batch_size = batch_size
         length = min(length, model.config.block_size)
-        self.cache = KVCache(model.config, batch_size, length, like=model.wte.weight)
+        self.cache = KVCache(model.config, batch_size, length, like=model.ln_f.weight)
         self.forward = inline_modules(model)
         self.step = self.eager_step
         self.failure = None

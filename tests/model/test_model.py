@@ -212,6 +212,33 @@ def test_dropout_leaves_evaluation_and_p_zero_alone():
     assert model_module.dropout(torch.ones(0, 4), 0.5).shape == (0, 4)
 
 
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("B, T", [(1, 1), (3, 1), (1, 7), (3, 7)])
+def test_written_out_attention_with_a_mask_equals_torchs(heads, B, T):
+    """As in a decoding step (T = 1) and a prefill, with padding."""
+    nh, nkv = heads
+    q = torch.randn(B, nh, T, 8)
+    k, v = torch.randn(2, B, nkv, 7, 8)
+    mask = torch.zeros(B, 1, T, 7)
+    mask[0, :, :, :3] = -torch.inf
+    expected = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=nkv < nh)
+    torch.testing.assert_close(model_module.cpu_attention(q, k, v, mask, 0.0), expected)
+
+
+@pytest.mark.parametrize(
+    "length, dtype, is_written_out",
+    [(64, torch.bfloat16, False), (1024, torch.bfloat16, True), (1024, torch.float32, False)],
+)
+def test_only_long_caches_in_bfloat16_are_written_out(monkeypatch, length, dtype, is_written_out):
+    """There torch's kernel takes six times as long, elsewhere less (docs/SPEED.md)."""
+    calls = []
+    monkeypatch.setattr(model_module, "cpu_attention", lambda *args: calls.append(args))
+    q = torch.randn(1, 12, 1, 64, dtype=dtype)
+    k = torch.randn(1, 12, length, 64, dtype=dtype)
+    model_module.attention(q, k, k, torch.zeros(1, 1, 1, length, dtype=dtype), 0.0)
+    assert bool(calls) == is_written_out
+
+
 def test_rope_attention_depends_only_on_the_signed_distance():
     q, k = torch.randn(2, 1, 1, 1, 16)  # (B, T, nh, hs) each
 
