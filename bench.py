@@ -25,11 +25,11 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
-from model import ModelConfig, pick_device, pick_dtype
+from model import ModelConfig, pick_device
 from seugpt.benchmark.baselines import NanoGPT, Transformers
 from seugpt.benchmark.contenders import Contender, synchronize
 from seugpt.benchmark.hardware import copy_bandwidth, matmul_flops
@@ -47,6 +47,7 @@ from seugpt.cli.config_parser import parse_configs
 from seugpt.data.corpora import download_corpus
 from seugpt.errors import ConfigError
 from seugpt.generation.decoder import Decoder, generate_tokens
+from seugpt.generation.quantize import inference_dtype, quantize
 from seugpt.generation.sampling import SamplingParams
 from seugpt.generation.text_stream import GPU_CHUNK, fetch
 from seugpt.training.init_from import build_model
@@ -73,6 +74,7 @@ class SeuGPT(Contender):
         if config.compiles(self.device):
             self.compile_seconds = time.perf_counter() - start
         self.decoders = {}
+        self.quantized = None
 
     def step(self):
         self.trainer.train_step()
@@ -126,10 +128,17 @@ class SeuGPT(Contender):
     def decoder(self, rows, length):
         """Created, and compiled, once for each size, as in sample.py."""
         if (rows, length) not in self.decoders:
-            self.model.to(pick_dtype(self.config.dtype, self.device))
+            if self.quantized is None:
+                num_params = self.model.num_params()
+                self.model.to(inference_dtype(self.config.dtype, self.device, num_params))
             compiles = self.config.compiles(self.device)
             self.decoders[rows, length] = Decoder(self.model, rows, length, compiles)
         return self.decoders[rows, length]
+
+    def quantize(self, kind):
+        """Generate from 8-bit weights from here on."""
+        quantize(self.model)
+        self.quantized = kind
 
     def generate(self, rows, tokens):
         decoder = self.decoder(rows, min(tokens + 1, self.model_config.block_size))
@@ -151,7 +160,8 @@ class SeuGPT(Contender):
             decoder.prefill(prompts)
             synchronize(self.device)
             times.append(1000 * (time.perf_counter() - start))
-        tensors = [*self.model.parameters(), *decoder.cache.keys, *decoder.cache.values]
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        tensors = [*weights, *decoder.cache.keys, *decoder.cache.values]
         return statistics.median(times), sum(tensor.nbytes for tensor in tensors)
 
 
@@ -383,6 +393,7 @@ class DecodeConfig(BaselineConfig):
         64,
     )
     rounds: Annotated[int, "rounds of each contender", ">= 1"] = 5
+    quantize: Annotated[Literal["int8"] | None, "our weights in 8 bits, as in sample.py"] = None
 
 
 def bench_decode(options, model_config, config):
@@ -390,6 +401,8 @@ def bench_decode(options, model_config, config):
     device = pick_device(config.device)
     bandwidth = copy_bandwidth(device)
     workers = start_workers(options.baseline, model_config, config)
+    if options.quantize:
+        workers["seuGPT"]("quantize", options.quantize)
     for rows in options.rows:
         for worker in workers.values():
             worker("decoding_speed", rows, options.tokens)  # creates the decoder, may compile it
@@ -408,6 +421,7 @@ def bench_decode(options, model_config, config):
                 "rounds": rounds,
                 "ratios": times,
                 "compile": config.compiles(device),
+                "dtype": options.quantize or config.dtype,
                 "prefill_ms": prefill_ms,
                 "roofline_tokens_per_s": roofline,
             }

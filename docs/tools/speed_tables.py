@@ -94,6 +94,39 @@ def decode_table(results):
     return format_table(head, rows)
 
 
+def busy_table():
+    """Each contender's step, quiet and beside another busy process."""
+    rows = []
+    quiet = read_results("busy.jsonl", "step")
+    busy = read_results("busy.jsonl", "busy_step")
+    for alone, beside in zip(quiet, busy, strict=True):
+        ratio = median_range(beside["ratios"], ".2f")
+        ms = [
+            f"{result:.1f}" for result in (alone["step_ms"], statistics.median(beside["rounds_ms"]))
+        ]
+        rows.append([f"{alone['contender']} ({alone['dtype']})", *ms, ratio])
+    return format_table(["program", "quiet, ms", "beside a busy process, ms", "ratio"], rows)
+
+
+def quantize_table(results):
+    rows = []
+    for ours, theirs in baseline_pairs(results):
+        speeds = [f"{result['tokens_per_s']:,.0f}" for result in (theirs, ours)]
+        ratio = median_range(theirs["ratios"], ".2f")
+        rows.append(
+            [ours["dtype"], ours["rows"], *speeds, ratio, f"{ours['prefill_ms'] / 1000:.1f}"]
+        )
+    head = [
+        "ours in",
+        "rows",
+        "transformers (float32), tokens/s",
+        "ours",
+        "ratio",
+        "our prefill, s",
+    ]
+    return format_table(head, rows)
+
+
 def run_table(results):
     seconds = {}
     ends = {}
@@ -172,6 +205,8 @@ def main():
         "time_to_loss": time_to_loss_table(read_results("cpu.jsonl", "time_to_loss")),
         "preset": loss_history_table(read_results("preset.jsonl")),
         "decode": decode_table(read_results("cpu.jsonl", "decode")),
+        "busy": busy_table(),
+        "quantize": quantize_table(read_results("quantize.jsonl")),
         "run": run_table(read_results("cpu.jsonl", "run")),
         "prepare": prepare_table(read_results("cpu.jsonl", "prepare")),
         "ladder": ladder_table(read_results("ladder.jsonl")),
