@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import GPT, ModelConfig
 from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint, save_checkpoint
@@ -58,6 +59,17 @@ EVAL_ARCHITECTURES = {
     "llama": {**LLAMA, "n_kv_head": 2, "tie_embeddings": False},
     "other": {"qk_norm": True, "logit_softcap": 5.0, "mlp": "relu2", "n_kv_head": 1},
 }
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on operations that make a program wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        ), func
+        return func(*args, **(kwargs or {}))
 
 
 # Runs and their files

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import model as model_module
 from model import GPT, ModelConfig
@@ -15,7 +16,7 @@ from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.kv_cache import KVCache
 from seugpt.generation.sampling import SamplingParams, apply_penalties, sample_token
 from seugpt.generation.text_stream import TextStream
-from tests.helpers import perturbed_gpt
+from tests.helpers import NoWaiting, perturbed_gpt
 
 # Sampling
 
@@ -329,6 +330,34 @@ def test_a_compiled_step_generates_the_same_tokens():
         pytest.skip(f"torch.compile does not work on this machine: {decoder.failure}")
     tokens = collect(generate_tokens(decoder, [[1, 2], [3]], 20, V, GREEDY))
     assert torch.equal(tokens, generate(model, [[1, 2], [3]], 20))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, MODERN, {**MODERN, "n_kv_head": 1}], ids=str)
+@pytest.mark.parametrize("prompts", [[[1, 2], [3]], [[1, 2, 3, 4, 5, 6]]], ids=["padded", "one"])
+def test_a_recorded_step_can_be_replayed(changes, prompts):
+    """What a CUDA graph does, on a CPU: the operations of one step, recorded before any token.
+
+    Each replay must do without Python: positions, slots of the ring and masks are tensors. 30
+    tokens wrap the ring.
+    """
+    model = make_model(**changes)
+    expected = generate(model, prompts, 30)
+    decoder = Decoder(model, len(prompts), BLOCK_SIZE)
+    example = torch.zeros((len(prompts), 1), dtype=torch.long)
+    decoder.step = make_fx(lambda idx: decoder.forward(idx, cache=decoder.cache)[0])(example)
+    tokens = collect(generate_tokens(decoder, prompts, 30, V, GREEDY))
+    assert torch.equal(tokens, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, MODERN])
+def test_a_step_never_waits_for_the_device(changes):
+    """No number leaves the device between two tokens, or a GPU would wait for Python."""
+    decoder = Decoder(make_model(**changes), 2, BLOCK_SIZE)
+    decoder.prefill([torch.tensor([1, 2]), torch.tensor([3])])
+    with NoWaiting():
+        decoder.forward(torch.tensor([[1], [2]]), cache=decoder.cache)
 
 
 @pytest.mark.cuda

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import prepare
 import train
 from seugpt.checkpoint.storage import load_checkpoint
 from seugpt.data.dataset import Dataset
-from tests.helpers import nested_equal, resume_state
+from tests.helpers import NoWaiting, nested_equal, resume_state
 from train import TrainConfig, Trainer, get_lr
-
-aten = torch.ops.aten
 
 # The loop
 
@@ -44,14 +41,6 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(make_trainer):
         return received
 
     torch.testing.assert_close(gradients(1, 8), gradients(4, 2), rtol=1e-5, atol=1e-7)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails on operations that make a program wait for a GPU."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in (aten._local_scalar_dense.default, aten.nonzero.default), func
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
