@@ -19,7 +19,7 @@ import torch
 import bench
 from model import ModelConfig
 from seugpt.benchmark import whole_commands
-from tests.helpers import ROOT, start_script, wait_until
+from tests.helpers import ROOT, run_python, start_script, wait_until
 
 SMALL = "--device=cpu --n_layer=1 --n_embd=32 --n_head=2 --block_size=16 --batch_size=2".split()
 ONE_STEP = ["--compile=False", "--max_iters=1", "--eval_interval=1", "--eval_iters=1", "--rounds=1"]
@@ -372,3 +372,11 @@ def test_impossible_measurement_is_refused(bench_folder, refused, argv, fragment
     """The message names the option, its value and what to give instead."""
     message = refused(bench.main, *argv)
     assert all(fragment in message for fragment in fragments), message
+
+
+def test_the_gpu_probe_runs_all_its_parts():
+    """Tiny, on the CPU: on a lent GPU there is no time for a typing error."""
+    result = run_python("docs/tools/gpu_probe.py", "--smoke", "--device=cpu")
+    assert result.returncode == 0, result.stderr
+    for part in ("sdpa MATH", "dropout 0.1 MATH", "batch 2", "decode 64 row(s)"):
+        assert part in result.stdout
