@@ -212,7 +212,8 @@ def gpt2_fields(given):
 def llama_fields(given, model_type):
     rope = rope_parameters(given)
     head_dim = given.get("head_dim", 128 if model_type == "qwen3" else None)
-    if head_dim == given["hidden_size"] / given["num_attention_heads"]:
+    num_heads, width = given["num_attention_heads"], given["hidden_size"]
+    if isinstance(head_dim, int) and head_dim * num_heads == width:
         head_dim = None
     kv_heads = given.get("num_key_value_heads", 8 if model_type == "mistral" else None)
     if model_type in ("qwen2", "qwen3"):

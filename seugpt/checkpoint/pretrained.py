@@ -141,7 +141,7 @@ def check_tokenizer(ckpt, spec, dataset):
         return
     trained_on = ckpt["train_config"].get("dataset")
     source = Path("data", trained_on, "meta.json") if trained_on else ckpt["path"]
-    if ckpt["tokenizer"]["kind"] == "gpt2":
+    if ckpt["tokenizer"].get("kind") == "gpt2":
         source = "gpt2"
     advice = (
         "Prepare the text with its tokenizer: python "

@@ -68,10 +68,9 @@ def keep_architecture(overrides, ckpt):
     """
     dropped = []
     for name, stored in ckpt["model_config"].items():
-        given = overrides.get(name)
         from_file = not overrides.sources.get(name, "--").startswith("--")
         if from_file and name not in NON_WEIGHT_FIELDS:
-            del overrides.values[name]
+            given = overrides.values.pop(name)
             if given not in (stored, None):
                 dropped.append(f"{name}={stored} (not {given})")
     if not dropped:
