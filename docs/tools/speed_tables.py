@@ -204,6 +204,7 @@ def main():
         "step": step_table(read_results("cpu.jsonl", "step")),
         "time_to_loss": time_to_loss_table(read_results("cpu.jsonl", "time_to_loss")),
         "preset": loss_history_table(read_results("preset.jsonl")),
+        "laptop": loss_history_table(read_results("laptop.jsonl")),
         "decode": decode_table(read_results("cpu.jsonl", "decode")),
         "busy": busy_table(),
         "quantize": quantize_table(read_results("quantize.jsonl")),
