@@ -49,7 +49,7 @@ from seugpt.errors import ConfigError
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.quantize import inference_dtype, quantize
 from seugpt.generation.sampling import SamplingParams
-from seugpt.generation.text_stream import GPU_CHUNK, fetch
+from seugpt.generation.text_stream import fetch
 from seugpt.training.init_from import build_model
 from seugpt.training.logger import RunLogger, format_duration
 from seugpt.training.memory import keep_freed_memory
@@ -74,7 +74,7 @@ class SeuGPT(Contender):
         if config.compiles(self.device):
             self.compile_seconds = time.perf_counter() - start
         self.decoders = {}
-        self.quantized = None
+        self.is_quantized = False
 
     def step(self):
         self.trainer.train_step()
@@ -128,24 +128,24 @@ class SeuGPT(Contender):
     def decoder(self, rows, length):
         """Created, and compiled, once for each size, as in sample.py."""
         if (rows, length) not in self.decoders:
-            if self.quantized is None:
+            if not self.is_quantized:
                 num_params = self.model.num_params()
                 self.model.to(inference_dtype(self.config.dtype, self.device, num_params))
             compiles = self.config.compiles(self.device)
             self.decoders[rows, length] = Decoder(self.model, rows, length, compiles)
         return self.decoders[rows, length]
 
-    def quantize(self, kind):
+    def quantize(self):
         """Generate from 8-bit weights from here on."""
         quantize(self.model)
-        self.quantized = kind
+        self.is_quantized = True
 
     def generate(self, rows, tokens):
         decoder = self.decoder(rows, min(tokens + 1, self.model_config.block_size))
         prompts = [[0]] * rows
         vocab_size = self.model_config.vocab_size
         next_ids = generate_tokens(decoder, prompts, tokens, vocab_size, SamplingParams())
-        for _ in fetch(next_ids, 1 if self.device.type == "cpu" else GPU_CHUNK):
+        for _ in fetch(next_ids):
             pass
 
     def prefill(self, rows):
@@ -402,7 +402,7 @@ def bench_decode(options, model_config, config):
     bandwidth = copy_bandwidth(device)
     workers = start_workers(options.baseline, model_config, config)
     if options.quantize:
-        workers["seuGPT"]("quantize", options.quantize)
+        workers["seuGPT"]("quantize")
     for rows in options.rows:
         for worker in workers.values():
             worker("decoding_speed", rows, options.tokens)  # creates the decoder, may compile it

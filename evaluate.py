@@ -28,11 +28,12 @@ from seugpt.checkpoint.pretrained import (
 from seugpt.checkpoint.storage import describe
 from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import parse_configs
+from seugpt.data.text import FieldOption, KeepCrlfOption
 from seugpt.errors import ConfigError, DataError
 from seugpt.evaluation.eval_text import UNITS, TokenCounter, text_from_dataset, text_from_files
 from seugpt.evaluation.loss import batch_windows, sliding_windows, summed_loss
 from seugpt.generation.quantize import quantize
-from seugpt.threads import CpuThreads
+from seugpt.threads import CpuThreads, ThreadsOption
 from seugpt.training.distributed import DistributedEnv, process_group
 
 BATCH_TOKENS = 8192  # with GPT-2's vocabulary their logits take 1.6 GB
@@ -46,10 +47,8 @@ class EvaluateConfig(ModelSource):
     input: Annotated[str | None, "a UTF-8 text instead: a file, or a folder of files", "path"] = (
         None
     )
-    field: Annotated[
-        str | None, "read this field of each record of .jsonl, .csv or .parquet files", "not empty"
-    ] = None
-    keep_crlf: Annotated[bool, "keep the line ends of Windows; else they become LF"] = False
+    field: FieldOption = None
+    keep_crlf: KeepCrlfOption = False
     stride: Annotated[
         int,
         "window stride: score only each window's last `stride` tokens; 0: windows do not overlap",
@@ -67,9 +66,7 @@ class EvaluateConfig(ModelSource):
         int | None, "solved examples per question of a task; None: the task's default", ">= 0"
     ] = None
     limit: Annotated[int | None, "questions per task; None: all", ">= 1"] = None
-    threads: Annotated[
-        int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
-    ] = None
+    threads: ThreadsOption = None
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
     quantize: Annotated[Literal["int8"] | None, "weights in 8 bits, as in sample.py"] = None
@@ -109,12 +106,13 @@ def load_evaluator(config, dist_env):
     dtype = pick_dtype(config.dtype, device)
     allow_tf32(device)
     model, _ = build_from_checkpoint(ckpt)
+    model.to(device).eval()
     if config.quantize:
         quantize(model)
         dtype = torch.bfloat16
     autocast = make_autocast(device, dtype)
     batch_size = config.batch_size or max(BATCH_TOKENS // model.config.block_size, 1)
-    return Evaluator(ckpt, model.to(device).eval(), device, autocast, batch_size, dist_env)
+    return Evaluator(ckpt, model, device, autocast, batch_size, dist_env)
 
 
 def evaluate_text(evaluator, config):

@@ -26,7 +26,7 @@ from seugpt.checkpoint.config_json import (
     has_attention_bias,
     to_config_json,
 )
-from seugpt.checkpoint.huggingface import hf_names, is_transposed, row_counts
+from seugpt.checkpoint.huggingface import hf_parts, is_transposed
 from seugpt.checkpoint.model_card import model_card
 from seugpt.checkpoint.pretrained import (
     ModelSource,
@@ -59,8 +59,9 @@ def hf_tensors(model_type, model, source):
     """{Hugging Face's name: tensor} of all parameters."""
     tensors = {}
     for name, param in model.named_parameters():
-        parts = param.detach().split(row_counts(name, param.shape, model.config))
-        for hf_name, part in zip(hf_names(name, model_type), parts, strict=True):
+        named = hf_parts(name, param.shape, model_type, model.config)
+        parts = param.detach().split([shape[0] for _, shape in named])
+        for (hf_name, _), part in zip(named, parts, strict=True):
             if is_transposed(name, model_type):
                 part = part.t()
             tensors[hf_name] = part.contiguous()
@@ -69,10 +70,8 @@ def hf_tensors(model_type, model, source):
     for name, shape in parameter_shapes(with_biases, source).items():
         in_attention = ".attn." in name and has_attention_bias(model.config)
         if model_type == "gpt2" or in_attention:
-            for hf_name, num_rows in zip(
-                hf_names(name, model_type), row_counts(name, shape, model.config), strict=True
-            ):
-                tensors.setdefault(hf_name, torch.zeros((num_rows, *shape[1:]), dtype=param.dtype))
+            for hf_name, part_shape in hf_parts(name, shape, model_type, model.config):
+                tensors.setdefault(hf_name, torch.zeros(part_shape, dtype=param.dtype))
     return dict(sorted(tensors.items()))
 
 
@@ -101,11 +100,6 @@ def tokenizer_config(config, tokenizer):
         "chat_template": special.chat_template,
     }
     return {key: value for key, value in content.items() if value is not None}
-
-
-def name_of(folder):
-    """The name of a folder, which may be given as "."."""
-    return Path(os.path.realpath(folder)).name
 
 
 def check_range(model, dtype):
@@ -143,13 +137,14 @@ def export(source, folder, dtype="auto"):
     model, _ = build_from_checkpoint(ckpt)
     config = model.config
     check_range(model, dtype)
+    target = Path(os.path.realpath(folder))  # which may be given as "." or by a link
     tensors = hf_tensors(model_type, model.to(getattr(torch, dtype)), source)
     config_json = to_config_json(model_type, config, dtype, tokenizer.special.ids(tokenizer))
     texts = {
         "tokenizer.json": tokenizer_json,
         "tokenizer_config.json": to_json(tokenizer_config(config, tokenizer)),
         "generation_config.json": to_json(generation_config(config, tokenizer)),
-        "README.md": model_card(ckpt, model, tokenizer, CLASSES[model_type], name_of(folder)),
+        "README.md": model_card(ckpt, model, tokenizer, CLASSES[model_type], target.name),
         "config.json": to_json(config_json),
     }
 
@@ -158,17 +153,17 @@ def export(source, folder, dtype="auto"):
 
     writers = {"model.safetensors": write_weights}
     writers |= {name: partial(write_text, text) for name, text in texts.items()}
-    write_folder(folder, writers)
+    write_folder(folder, target, writers)
     print(f"{ckpt['path']} is now a {CLASSES[model_type]} in {folder}, in {dtype}")
     print(f"sample from it: python sample.py --init_from={shlex.quote(str(folder))}")
 
 
-def write_folder(folder, writers):
-    """Write {file name: function that writes a path} to a folder, whose last file comes last.
+def write_folder(folder, target, writers):
+    """Write {file name: function that writes a path} to `target`, whose last file comes last.
 
+    `folder`: what the user called it.
     A new folder appears once it is complete. Raises ConfigError.
     """
-    target = Path(os.path.realpath(folder))
     unfinished = target.with_name(f".{target.name}.partial")  # a killed export's, for the next
     try:
         unfinished.mkdir(parents=True, exist_ok=True)

@@ -116,12 +116,8 @@ def make_dropout(config):
     return Dropout(config.dropout) if config.dropout else identity
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """nn.Dropout, faster on a CPU."""
-
-    def __init__(self, p):
-        super().__init__()
-        self.p = p
 
     def forward(self, x):
         return dropout(x, self.p if self.training else 0.0)
@@ -526,6 +522,11 @@ def allow_tf32(device):
     """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits after the binary point."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+def pick_compile(choice, device):
+    """Whether to compile; "auto": on CUDA."""
+    return device.type == "cuda" if choice == "auto" else choice
 
 
 def compile_model(model, warmup):

@@ -30,7 +30,7 @@ from seugpt.data.dataset_dir import (
     write_meta,
 )
 from seugpt.data.hub import download_model, is_hub_name
-from seugpt.data.text import Text, find_files, split_at_word_boundaries
+from seugpt.data.text import FieldOption, KeepCrlfOption, Text, find_files, split_at_word_boundaries
 from seugpt.data.tokenizer import (
     BPETokenizer,
     CharTokenizer,
@@ -61,10 +61,8 @@ class PrepareConfig:
     ] = None
     input: Annotated[str | None, "your own UTF-8 text: a file, or a folder of files", "path"] = None
     val_input: Annotated[str | None, "validation text; None: the end of the input", "path"] = None
-    field: Annotated[
-        str | None, "read this field of each record of .jsonl, .csv or .parquet files", "not empty"
-    ] = None
-    keep_crlf: Annotated[bool, "keep the line ends of Windows; else they become LF"] = False
+    field: FieldOption = None
+    keep_crlf: KeepCrlfOption = False
     tokenizer: Annotated[
         str | None,
         "char, gpt2, bpe (trained on the text), or a meta.json "
@@ -161,8 +159,9 @@ def write_tokens(path, text, start, stop, tokenizer):
     ):
         for chunk, ids in encode_ahead(chunks, tokenizer):
             writer.write(ids)
-            num_bytes += len(chunk.encode())
-            num_kept += tokenizer.num_kept_bytes(chunk, ids)
+            chunk_bytes = len(chunk.encode())
+            num_bytes += chunk_bytes
+            num_kept += chunk_bytes if tokenizer.keeps_every_byte else tokenizer.num_bytes(ids)
             bar.update(len(chunk))
     if num_kept != num_bytes:
         print(

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from model import allow_tf32, pick_device
+from model import allow_tf32, pick_compile, pick_device
 from seugpt.checkpoint.pretrained import ModelSource, load_for_inference
 from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import parse_configs
@@ -31,8 +31,8 @@ from seugpt.errors import DataError
 from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.quantize import inference_dtype, quantize
 from seugpt.generation.sampling import SamplingParams
-from seugpt.generation.text_stream import GPU_CHUNK, TextStream, stream_texts
-from seugpt.threads import CpuThreads
+from seugpt.generation.text_stream import TextStream, stream_texts
+from seugpt.threads import CpuThreads, ThreadsOption
 
 SEPARATOR = "---------------"
 
@@ -52,9 +52,7 @@ class SampleConfig(ModelSource):
     ] = ()
     ignore_eos: Annotated[bool, "go on after the model's end-of-text token"] = False
     seed: Annotated[int, "random seed", ">= -2**63", "< 2**63"] = 1337
-    threads: Annotated[
-        int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
-    ] = None
+    threads: ThreadsOption = None
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -119,8 +117,7 @@ class TextGenerator:
         stops = tuple(map(decode_argument, config.stop))
         stop_ids = () if config.ignore_eos else self.tokenizer.special.eos_ids(self.tokenizer)
         streams = [TextStream(self.tokenizer, stops, stop_ids) for _ in prompts]
-        chunk_size = 1 if self.device.type == "cpu" else GPU_CHUNK
-        for row, text in stream_texts(tokens, streams, length, chunk_size):
+        for row, text in stream_texts(tokens, streams, length):
             self.threads.tick()
             yield row, text
 
@@ -129,7 +126,7 @@ class TextGenerator:
         length = max(map(len, prompts)) + config.max_new_tokens
         if config.interactive:
             length = self.model.config.block_size
-        compiles = self.device.type == "cuda" if config.compile == "auto" else config.compile
+        compiles = pick_compile(config.compile, self.device)
         decoder = Decoder(self.model, len(prompts), length, compiles)
         if decoder.failure:
             print(

@@ -21,6 +21,7 @@ from model import (
     ModelConfig,
     compile_model,
     make_autocast,
+    pick_compile,
     pick_device,
     pick_dtype,
     uncompile,
@@ -32,7 +33,7 @@ from seugpt.data.dataset_dir import dataset_path
 from seugpt.evaluation.loss import summed_loss
 from seugpt.generation.text_stream import sample_text
 from seugpt.plots.loss_curve import draw_loss_curve
-from seugpt.threads import CpuThreads
+from seugpt.threads import CpuThreads, ThreadsOption
 from seugpt.training.distributed import DistributedEnv, process_group
 from seugpt.training.failures import memory_advice, not_finite_error
 from seugpt.training.init_from import (
@@ -44,7 +45,7 @@ from seugpt.training.init_from import (
     with_original_init_from,
 )
 from seugpt.training.logger import RunLogger
-from seugpt.training.memory import prepare_device
+from seugpt.training.memory import prepare_device, to_device
 from seugpt.training.optimizer import make_optimizers
 from seugpt.training.report import print_report
 from seugpt.training.run_checkpoint import log_source_loss, restore_run, save_run
@@ -100,13 +101,11 @@ class TrainConfig:
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on CUDA"] = "auto"
-    threads: Annotated[
-        int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
-    ] = None
+    threads: ThreadsOption = None
     seed: Annotated[int, "seed of weights, batches and dropout", ">= 0", "< 2**63"] = 1337
 
     def compiles(self, device):
-        return self.compile is True or (self.compile == "auto" and device.type == "cuda")
+        return pick_compile(self.compile, device)
 
     def tokens_per_step(self, block_size):
         return self.gradient_accumulation_steps * self.batch_size * block_size
@@ -281,13 +280,7 @@ class Trainer:
         x, y = self.dataset.batch("train", index, config.batch_size, block_size, config.seed)
         if self.row_slice is not None:  # the ranks share the rows of this micro-batch
             x, y = x[self.row_slice], y[self.row_slice]
-        return self.to_device(x), self.to_device(y)
-
-    def to_device(self, array):
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":  # from pinned memory the copy overlaps with computation
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        return to_device(x, self.device), to_device(y, self.device)
 
     def accumulate_gradients(self):
         """Forward and backward over all micro-batches. Returns their mean loss over all ranks."""

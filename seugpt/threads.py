@@ -8,6 +8,7 @@ program makes a step several times slower with two threads, and hardly slower wi
 import os
 import sys
 import time
+from typing import Annotated
 
 import torch
 
@@ -16,6 +17,9 @@ try:
 except ImportError:  # Windows
     resource = None
 
+ThreadsOption = Annotated[
+    int | None, "CPU threads; None: torch's choice, adapted to a busy machine", ">= 1"
+]
 WINDOW_SECONDS = 0.5  # over which the share of the CPU is measured
 RETRY_SECONDS = 10.0  # until two threads are tried again, doubled each time that it fails
 MAX_RETRY_SECONDS = 160.0

@@ -6,7 +6,6 @@ Each part prints as it goes, so that a run that is cut off has told something. -
 parts at tiny sizes on any device.
 """
 
-import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +20,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from model import GPT, ModelConfig, compile_model, make_autocast, pick_device  # noqa: E402
+from seugpt.benchmark.contenders import synchronize  # noqa: E402
+from seugpt.benchmark.hardware import median_seconds  # noqa: E402
 from seugpt.cli.command import command  # noqa: E402
 from seugpt.cli.config_parser import parse_configs  # noqa: E402
 from seugpt.generation.decoder import Decoder, generate_tokens  # noqa: E402
@@ -44,16 +45,14 @@ class ProbeConfig:
             raise ValueError(f"parts={', '.join(unknown)}: choose {', '.join(PARTS)}")
 
 
-def milliseconds(function, device, repeat=10):
-    """The median time of a function, after two calls that are not counted."""
-    times = []
-    for _ in range(repeat + 2):
-        start = time.perf_counter()
+def milliseconds(function, device):
+    """The median time of a function, until the device has done its work."""
+
+    def call():
         function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[2:])
+        synchronize(device)
+
+    return 1000 * median_seconds(call)
 
 
 def attention_input(config, rows, device):
@@ -130,8 +129,7 @@ def probe_decode(config, device):
         params = SamplingParams()
         tokens = generate_tokens(decoder, prompts, length - 1, config.vocab_size, params)
         number = rows * sum(1 for _ in tokens)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         speed = number / (time.perf_counter() - start)
         print(f"decode {rows} row(s): {speed:,.0f} tokens/s {decoder.failure or ''}", flush=True)
 

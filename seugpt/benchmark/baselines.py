@@ -10,6 +10,7 @@ import torch
 from model import IGNORE_INDEX, make_autocast, pick_dtype
 from seugpt.benchmark.contenders import Contender, synchronize
 from seugpt.evaluation.loss import summed_loss
+from seugpt.training.memory import to_device
 
 EVAL_BATCH_SIZE = 64
 MODULE_NAME = "nanogpt_model_of_baseline"  # unlike any of our modules
@@ -43,10 +44,7 @@ class Baseline(Contender):
         index = self.step_index * config.gradient_accumulation_steps + micro_step
         block_size = self.model_config.block_size
         arrays = self.dataset.batch("train", index, config.batch_size, block_size, config.seed)
-        tensors = [torch.from_numpy(array) for array in arrays]
-        if self.device.type == "cuda":  # as nanoGPT's train.py and ours
-            return [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
-        return [tensor.to(self.device) for tensor in tensors]
+        return [to_device(array, self.device) for array in arrays]
 
     def step(self):
         config = self.config

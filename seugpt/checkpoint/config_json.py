@@ -92,9 +92,10 @@ GPT2_FIELDS = {  # {field: the values that GPT2LMHeadModel has}
     "head_dim": [None],
 }
 LLAMA_FIELDS = {"position": ["rope"], "norm": ["rmsnorm"], "mlp": ["swiglu"]}
+LAYER_TYPES = ("full_attention", "sliding_attention")
+KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}  # transformers' defaults; Llama's: n_head
 # By model_type, the plainest first; any other field may have any value. Not Qwen2, a Llama without
 # biases in one matrix: transformers 5 gives it Qwen2Tokenizer, whatever tokenizer its folder has.
-LAYER_TYPES = ("full_attention", "sliding_attention")
 EXPRESSIBLE = {
     "gpt2": GPT2_FIELDS,
     "llama": {**LLAMA_FIELDS, "qk_norm": [False]},
@@ -163,9 +164,12 @@ def find_unsupported(given, model_type, sizes):
         unsupported[activation_key] = given[activation_key]
     if model_type == "gpt2":
         return unsupported
-    for key, kind in (("sliding_window", int), ("layer_types", list)):
-        if not isinstance(given.get(key), kind | None):
-            unsupported[key] = given[key]
+    if not isinstance(given.get("sliding_window"), int | None):
+        unsupported["sliding_window"] = given["sliding_window"]
+    types = given.get("layer_types")
+    is_list = isinstance(types, list)
+    if types is not None and not (is_list and all(each in LAYER_TYPES for each in types)):
+        unsupported["layer_types"] = types
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(given.get(key), dict | None):
             return {**unsupported, key: given[key]}
@@ -174,9 +178,6 @@ def find_unsupported(given, model_type, sizes):
     if numbers is None or set(rope) - {"rope_theta", "rope_type", "type"} != set(numbers):
         key = "rope_parameters" if given.get("rope_parameters") else "rope_scaling"
         unsupported[key] = given[key]
-    types = given.get("layer_types")
-    if isinstance(types, list) and not all(each in LAYER_TYPES for each in types):
-        unsupported["layer_types"] = types
     return unsupported
 
 
@@ -215,16 +216,13 @@ def llama_fields(given, model_type):
     num_heads, width = given["num_attention_heads"], given["hidden_size"]
     if isinstance(head_dim, int) and head_dim * num_heads == width:
         head_dim = None
-    kv_heads = given.get("num_key_value_heads", 8 if model_type == "mistral" else None)
-    if model_type in ("qwen2", "qwen3"):
-        kv_heads = given.get("num_key_value_heads", 32)
     return {
         "block_size": context_length(given, model_type),
         "head_dim": head_dim,
         "position": "rope",
         "rope_base": 10_000.0 if rope.get("rope_theta") is None else rope["rope_theta"],
         "rope_scaling": tuple(rope[name] for name in ROPE_NUMBERS[rope["rope_type"]]),
-        "n_kv_head": kv_heads,
+        "n_kv_head": given.get("num_key_value_heads", KV_HEADS.get(model_type)),
         "norm": "rmsnorm",
         "norm_eps": given.get("rms_norm_eps", 1e-6),
         "mlp": "swiglu",

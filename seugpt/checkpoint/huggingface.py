@@ -10,8 +10,7 @@ import torch
 
 from seugpt.checkpoint.config_json import read_config
 from seugpt.checkpoint.shapes import parameter_shapes
-from seugpt.data.hub import import_extra, no_safetensors
-from seugpt.data.json_file import read_json
+from seugpt.data.hub import import_extra, no_safetensors, read_weight_map
 from seugpt.data.tokenizer import load_tokenizer, read_spec
 from seugpt.errors import CheckpointError
 
@@ -102,6 +101,13 @@ def row_counts(name, shape, config):
     return [shape[0]]
 
 
+def hf_parts(name, shape, model_type, config):
+    """[(Hugging Face's name, its shape)] of the parts of one of our parameters."""
+    rows = row_counts(name, shape, config)
+    names = hf_names(name, model_type)
+    return [(hf_name, (n, *shape[1:])) for hf_name, n in zip(names, rows, strict=True)]
+
+
 def find_tensors(folder):
     """{tensor name: file} of model.safetensors, or of the shards in its index.
 
@@ -113,9 +119,7 @@ def find_tensors(folder):
         return dict.fromkeys(open_safetensors(single).keys(), single)
     if not index.is_file():
         raise CheckpointError(no_safetensors(folder, folder))
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index} has no weight_map")
+    weight_map = read_weight_map(index)
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
             raise CheckpointError(
@@ -165,10 +169,8 @@ def read_state_dict(folder, model_type, config, missing_biases):
     for name, shape in parameter_shapes(config, folder).items():
         in_module = any(module in name for module in missing_biases)
         may_be_missing = in_module and name.endswith("bias")
-        rows = row_counts(name, shape, config)
         parts = []
-        for hf_name, num_rows in zip(hf_names(name, model_type), rows, strict=True):
-            expected = (num_rows, *shape[1:])
+        for hf_name, expected in hf_parts(name, shape, model_type, config):
             if may_be_missing and hf_name not in tensors:
                 parts.append(torch.zeros(expected))  # zeros add nothing
             else:

@@ -95,10 +95,15 @@ def shards_of(index, source):
     """The files that an index names. Raises CheckpointError if there is no index."""
     if index is None:
         raise CheckpointError(no_safetensors(source, source))
+    return sorted(set(map(str, read_weight_map(index).values())))
+
+
+def read_weight_map(index):
+    """{tensor name: shard} of an index, as it stands there. Raises CheckpointError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no weight_map")
-    return sorted(set(map(str, weight_map.values())))
+    return weight_map
 
 
 def no_safetensors(place, source):

@@ -3,6 +3,7 @@
 import csv
 import json
 
+from seugpt.cli.text_option import is_utf8
 from seugpt.errors import DataError
 
 FORMATS = (".jsonl", ".csv", ".parquet")
@@ -47,7 +48,7 @@ def find_problem(record, field):
     text = record[field]
     if not isinstance(text, str):
         return f"has no text in the field {field!r}, but {type(text).__name__}"
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    if not is_utf8(text):
         return f"has half a surrogate pair in the field {field!r}, which is no character"
     return None
 

@@ -6,10 +6,15 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Annotated
 
 from seugpt.data.records import FORMATS, read_records
 from seugpt.errors import DataError
 
+FieldOption = Annotated[
+    str | None, "read this field of each record of .jsonl, .csv or .parquet files", "not empty"
+]
+KeepCrlfOption = Annotated[bool, "keep the line ends of Windows; else they become LF"]
 CHUNK_BYTES = 1 << 20  # read at a time
 # All but tab and newline; a terminal obeys them, and grep takes a file with a zero byte for binary.
 CONTROL_CHARS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -57,10 +62,14 @@ def utf16_codec(head):
     return None
 
 
+def read_head(path):
+    with open(path, "rb") as file:
+        return file.read(CHUNK_BYTES)
+
+
 def encoding_advice(path):
     """What to do with a file that is not UTF-8."""
-    with open(path, "rb") as file:
-        head = file.read(CHUNK_BYTES)
+    head = read_head(path)
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return f"It is UTF-16: iconv -f utf-16 -t utf-8 '{path}' > new.txt"
     codec = utf16_codec(head)
@@ -201,8 +210,7 @@ class Text:
     def first_with_zeros(self):
         """The first file with a zero byte, and what it probably is."""
         for path in self.files:
-            with open(path, "rb") as file:
-                head = file.read(CHUNK_BYTES)
+            head = read_head(path)
             codec = utf16_codec(head)
             if codec:
                 convert = f"iconv -f {codec} -t utf-8 '{path}' > new.txt"

@@ -57,6 +57,7 @@ class CharTokenizer:
 
     document_separator = "\n\n"
     special = SpecialTokens()
+    keeps_every_byte = True
 
     def __init__(self, chars):
         self.chars = chars
@@ -80,10 +81,6 @@ class CharTokenizer:
         """The ids of the beginning of a text; other tokenizers may begin with a special token."""
         return self.encode(text)
 
-    def num_kept_bytes(self, text, ids):
-        """How many bytes of a text its ids stand for: all of them."""
-        return len(text.encode())
-
     def decode_bytes(self, ids):
         return "".join(self.chars[i] for i in ids).encode()
 
@@ -102,6 +99,7 @@ class BPETokenizer:
     """Byte-level BPE run by tiktoken: GPT-2's own, or one trained here."""
 
     document_separator = END_OF_TEXT
+    keeps_every_byte = True
 
     def __init__(self, encoding, spec, special=None):
         """`special`: the JSON of SpecialTokens, None for GPT-2's."""
@@ -123,10 +121,6 @@ class BPETokenizer:
 
     def token_id(self, token):
         return self.encoding.encode_single_token(token)
-
-    def num_kept_bytes(self, text, ids):
-        """How many bytes of a text its ids stand for: all of them."""
-        return len(text.encode())
 
     def decode_bytes(self, ids):
         return self.encoding.decode_bytes(list(ids))

@@ -186,6 +186,8 @@ def merged_halves(token, rank_of):
 class HuggingFaceTokenizer:
     """Any other tokenizer.json, such as Llama's, run by the tokenizers package."""
 
+    keeps_every_byte = False
+
     def __init__(self, text, special=None):
         """Raises DataError if the package is missing, or if tokens cannot be turned to bytes.
 
@@ -233,7 +235,7 @@ class HuggingFaceTokenizer:
             special = replace(special, eos=tuple(token for token in END_TOKENS if token in vocab))
         return special
 
-    def num_kept_bytes(self, text, ids):
+    def num_bytes(self, ids):
         """How many bytes of a text its ids stand for; an unknown token stands for none."""
         return int(self.token_sizes[ids].sum())
 

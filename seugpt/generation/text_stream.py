@@ -49,23 +49,25 @@ class TextStream:
         return max((len(part) for part in beginnings if text.endswith(part)), default=0)
 
 
-def stream_texts(tokens, streams, max_new_tokens, chunk_size=1):
+def stream_texts(tokens, streams, max_new_tokens):
     """Yields (row, text) for each token of each row; text is what is certain by then.
 
-    `tokens`: as from generate_tokens; they are fetched from the device `chunk_size` steps at a
-    time. `streams`: a TextStream for each row. Ends once the texts of all rows have.
+    `tokens`: as from generate_tokens; `streams`: a TextStream for each row. Ends once the texts of
+    all rows have.
     """
-    for count, ids in enumerate(fetch(tokens, chunk_size), start=1):
+    for count, ids in enumerate(fetch(tokens), start=1):
         for row, token in enumerate(ids):
             yield row, streams[row].feed(token, last=count == max_new_tokens)
         if all(stream.finished for stream in streams):
             return
 
 
-def fetch(tokens, chunk_size):
-    """Tensors (B,) as lists, `chunk_size` at a time: to ask for each one makes a GPU wait."""
-    while chunk := list(itertools.islice(tokens, chunk_size)):
-        yield from torch.stack(chunk).tolist()
+def fetch(tokens):
+    """Tensors (B,) as lists: one by one from a CPU, GPU_CHUNK at a time from another device."""
+    tokens = iter(tokens)
+    for first in tokens:
+        rest = () if first.is_cpu else itertools.islice(tokens, GPU_CHUNK - 1)
+        yield from torch.stack([first, *rest]).tolist()
 
 
 def sample_text(model, tokenizer, prompt, seed, max_new_tokens=120):

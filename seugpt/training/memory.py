@@ -34,6 +34,14 @@ def prepare_device(device, dropout):
             torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def to_device(array, device):
+    """A NumPy array as a tensor on a device."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":  # from pinned memory the copy overlaps with computation
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def check_memory(size, what, advice):
     """Raise DeviceError if `size` bytes exceed the memory: the system would kill the process."""
     if hasattr(os, "sysconf"):  # not on Windows

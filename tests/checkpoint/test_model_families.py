@@ -132,6 +132,18 @@ QWEN = {
     "rope_theta": 1_000_000,
     "vocab_size": 151936,
 }
+MISTRAL = {
+    "model_type": "mistral",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
 PUBLISHED = {  # {model: (its config.json without what is irrelevant, our fields)}
     "Qwen/Qwen2.5-0.5B": (
         {
@@ -244,39 +256,11 @@ PUBLISHED = {  # {model: (its config.json without what is irrelevant, our fields
         {"n_head": 9, "n_kv_head": 3, "n_embd": 576, "rope_base": 100_000.0},
     ),
     "mistralai/Mistral-7B-v0.1": (
-        {
-            "model_type": "mistral",
-            "hidden_act": "silu",
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "max_position_embeddings": 32768,
-            "num_attention_heads": 32,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "sliding_window": 4096,
-            "tie_word_embeddings": False,
-            "vocab_size": 32000,
-        },
+        {**MISTRAL, "rope_theta": 10000.0, "sliding_window": 4096, "vocab_size": 32000},
         {"block_size": 4096, "n_kv_head": 8},
     ),
     "mistralai/Mistral-7B-v0.3": (
-        {
-            "model_type": "mistral",
-            "hidden_act": "silu",
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "max_position_embeddings": 32768,
-            "num_attention_heads": 32,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 1000000.0,
-            "sliding_window": None,
-            "tie_word_embeddings": False,
-            "vocab_size": 32768,
-        },
+        {**MISTRAL, "rope_theta": 1000000.0, "sliding_window": None, "vocab_size": 32768},
         {"block_size": 32768, "rope_base": 1e6},
     ),
     "deepseek-ai/deepseek-llm-7b-base": (
