@@ -264,7 +264,7 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, C) -> q (B, nh, T, hs), k and v (B, nkv, T, hs); q and k rotated by position."""
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, nh + 2 nkv, hs)
-        q, k, v = qkv.split(self.num_heads, dim=2)
+        q, k, v = qkv.split_with_sizes(self.num_heads, dim=2)
         q = self.apply_rope(self.q_norm(q), cos_sin)
         k = self.apply_rope(self.k_norm(k), cos_sin)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

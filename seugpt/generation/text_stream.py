@@ -66,8 +66,11 @@ def fetch(tokens):
     """Tensors (B,) as lists: one by one from a CPU, GPU_CHUNK at a time from another device."""
     tokens = iter(tokens)
     for first in tokens:
-        rest = () if first.is_cpu else itertools.islice(tokens, GPU_CHUNK - 1)
-        yield from torch.stack([first, *rest]).tolist()
+        if first.is_cpu:
+            yield first.tolist()
+        else:
+            rest = itertools.islice(tokens, GPU_CHUNK - 1)
+            yield from torch.stack([first, *rest]).tolist()
 
 
 def sample_text(model, tokenizer, prompt, seed, max_new_tokens=120):
