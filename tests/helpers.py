@@ -327,7 +327,28 @@ def text_blocks(page):
     return re.split(r"\n\s*\n|\n(?=[|-] )", text.strip())
 
 
-def untranslated(block):
-    """What a translation must keep: the heading level, `code`, numbers, the number of columns."""
-    found = re.findall(r"^#+ |`[^`]+`|\d+(?:[.,]\d+)*", block)
+def lost_in_translation(english, portuguese):
+    """What a Portuguese block must have in common with the English one, and has not.
+
+    That is the heading level, `code`, the number of columns, and the numbers. Portuguese prose
+    writes 5.000 and 0,6 for 5,000 and 0.6; a version such as 3.11 stays what it is.
+    """
+    return (kept_parts(english) ^ kept_parts(portuguese)) | (
+        other_numbers(english, portuguese) | other_numbers(portuguese, english)
+    )
+
+
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def kept_parts(block):
+    found = re.findall(r"^#+ |`[^`]+`", block)
     return {" ".join(each.split()) for each in found} | {f"{block.count(' |')} columns"}
+
+
+def other_numbers(block, other):
+    """The numbers of a block that the other language's block lacks."""
+    numbers, others = (set(NUMBER.findall(re.sub(r"`[^`]+`", "", b))) for b in (block, other))
+    swapped = {number.translate(str.maketrans(",.", ".,")) for number in others}
+    versions = {number for number in others if "," not in number}
+    return numbers - swapped - versions

@@ -20,8 +20,8 @@ from tests.helpers import (
     README,
     ROOT,
     code_blocks,
+    lost_in_translation,
     text_blocks,
-    untranslated,
 )
 from visualize import COMMANDS as PLOTS
 
@@ -82,7 +82,7 @@ def test_both_readmes_say_the_same():
     """Block by block: the message shows the first that is missing or has other numbers or names."""
     pairs = zip_longest(text_blocks(README), text_blocks(PORTUGUESE), fillvalue="# no more")
     for english, portuguese in pairs:
-        differ = untranslated(english) ^ untranslated(portuguese)
+        differ = lost_in_translation(english, portuguese)
         assert not differ, (
             f"translate into {PORTUGUESE.name} what is new here or just above:\n{english}\n"
             f"It has:\n{portuguese}\nThey differ in {differ}"

@@ -76,7 +76,7 @@ def num_params(text, module):
 
 
 def test_16m_preset_matches_a_hand_count(workspace, report):
-    """The document that docs/en/07-counting.md checks has 15,103,616 parameters and 69.6 GFLOP."""
+    """The document that docs/en/10-counting.md checks has 15,103,616 parameters and 69.6 GFLOP."""
     preset = str(ROOT / "config" / "train_gpt2_15m.py")
     text = report(preset)
     expected = {
