@@ -1,4 +1,4 @@
-"""Write README.md's table of options from the config dataclasses of the commands.
+"""Write the table of docs/guide/options.md from the config dataclasses of the commands.
 
 python docs/tools/options_table.py
 """
@@ -20,6 +20,7 @@ from seugpt.generation.sampling import SamplingParams  # noqa: E402
 from train import TrainConfig  # noqa: E402
 from visualize import COMMANDS as PLOTS  # noqa: E402
 
+PAGE = ROOT / "docs" / "guide" / "options.md"
 TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
 CLASSES = {
     "prepare.py": [PrepareConfig],
@@ -50,9 +51,8 @@ def row(option):
 
 
 def main():
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(TABLE.sub(lambda match: options_table(), text), encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(TABLE.sub(lambda match: options_table(), text), encoding="utf-8")
 
 
 if __name__ == "__main__":

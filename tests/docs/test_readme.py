@@ -1,4 +1,4 @@
-"""README.md and docs/RELIABILITY.md tell the truth about the code."""
+"""README.md, the guides and docs/RELIABILITY.md tell the truth about the code."""
 
 import json
 import os
@@ -34,9 +34,15 @@ BIN = Path(sys.executable).parent  # where torchrun is
 WORD = re.compile(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""")
 
 
+GUIDE = ROOT / "docs" / "guide"
+GUIA = ROOT / "docs" / "guia"
+GUIDES = sorted(page.name for page in GUIDE.glob("*.md"))
+TRANSLATIONS = {README: PORTUGUESE} | {GUIDE / name: GUIA / name for name in GUIDES}
+
+
 def commands():
-    """(script, words) of every command in the code blocks of README and docs/en."""
-    pages = [README, *sorted((ROOT / "docs" / "en").glob("*.md"))]
+    """(script, words) of every command in the code blocks of README, docs/guide and docs/en."""
+    pages = [*TRANSLATIONS, *sorted((ROOT / "docs" / "en").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
@@ -49,11 +55,11 @@ COMMANDS = list(commands())
 
 
 def test_the_options_table_matches_the_code():
-    found = OPTIONS_TABLE.search(README.read_text(encoding="utf-8")).group()
+    found = OPTIONS_TABLE.search((GUIDE / "options.md").read_text(encoding="utf-8")).group()
     assert found == TOOL["options_table"](), f"run: python {OPTIONS_TOOL}"
 
 
-def test_readme_shows_every_command():
+def test_the_pages_show_every_command():
     assert len(COMMANDS) > 15
     assert {script for script, _ in COMMANDS} == set(CLASSES)
 
@@ -71,20 +77,32 @@ def test_every_command_parses(script, words, monkeypatch):
     assert len(configs) == len(classes)
 
 
-def test_both_readmes_have_the_same_commands():
-    pairs = zip_longest(code_blocks(README), code_blocks(PORTUGUESE), fillvalue=("no", "block"))
+def test_both_front_pages_fit_on_a_screen_or_three():
+    for page in (README, PORTUGUESE):
+        assert len(page.read_text(encoding="utf-8").splitlines()) <= 180
+
+
+def test_both_languages_have_the_same_guides():
+    assert sorted(page.name for page in GUIA.glob("*.md")) == GUIDES
+
+
+@pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
+def test_both_languages_have_the_same_commands(page):
+    translation = TRANSLATIONS[page]
+    pairs = zip_longest(code_blocks(page), code_blocks(translation), fillvalue=("no", "block"))
     for english, portuguese in pairs:
-        advice = f"{PORTUGUESE.name}: copy this block from {README.name}:\n{english[1]}"
-        assert portuguese == english, advice
+        assert portuguese == english, f"{translation}: copy this block of {page}:\n{english[1]}"
 
 
-def test_both_readmes_say_the_same():
+@pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
+def test_both_languages_say_the_same(page):
     """Block by block: the message shows the first that is missing or has other numbers or names."""
-    pairs = zip_longest(text_blocks(README), text_blocks(PORTUGUESE), fillvalue="# no more")
+    translation = TRANSLATIONS[page]
+    pairs = zip_longest(text_blocks(page), text_blocks(translation), fillvalue="# no more")
     for english, portuguese in pairs:
         differ = lost_in_translation(english, portuguese)
         assert not differ, (
-            f"translate into {PORTUGUESE.name} what is new here or just above:\n{english}\n"
+            f"translate into {translation} what is new here or just above:\n{english}\n"
             f"It has:\n{portuguese}\nThey differ in {differ}"
         )
 
@@ -118,6 +136,22 @@ def test_every_promise_names_existing_tests():
 
 # The blocks in order
 
+IN_ORDER = (
+    README,
+    *(
+        GUIDE / f"{name}.md"
+        for name in (
+            "data",
+            "training",
+            "checkpoints",
+            "distributed",
+            "sampling",
+            "evaluation",
+            "pictures",
+        )
+    ),
+)
+
 BLOCK = re.compile(r"(?:<!-- (.*?) -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
 SMALLER = """
 block_size, n_layer, n_head, n_embd, batch_size = 16, 2, 2, 16, 4
@@ -128,7 +162,7 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:?!'\n"
 
 
 def reader_supplies(folder):
-    """The files that the README's reader has: texts in plain ASCII."""
+    """The files that the reader of these pages has: texts in plain ASCII."""
     rng = random.Random(0)
     words = "Once upon a time the king said: ROMEO! What is The end of it?".split()
     text = " ".join(rng.choices(words, k=4000)) + ALPHABET
@@ -145,8 +179,9 @@ def reader_supplies(folder):
 
 
 def runnable_blocks():
-    """(language, code) of README's blocks, without those that say why they cannot be run here."""
-    for reason, language, code in BLOCK.findall(README.read_text(encoding="utf-8")):
+    """(language, code) of the pages' blocks, without those that say why they are not run here."""
+    text = "".join(page.read_text(encoding="utf-8") for page in IN_ORDER)
+    for reason, language, code in BLOCK.findall(text):
         assert re.fullmatch(r"(needs an? (network|GPU|account)|not run in order: .*)?", reason)
         if not reason:
             yield language, code
