@@ -417,6 +417,8 @@ def bench_decode(options, model_config, config):
             )
             result = {
                 "rows": rows,
+                "tokens": options.tokens,
+                "parameters": workers[name]("info")["parameters"],
                 "tokens_per_s": statistics.median(rounds),
                 "rounds": rounds,
                 "ratios": times,

@@ -149,21 +149,58 @@ def prepare_table(results):
     return format_table(["`--tokenizer`", "MB of text", "MB/s"], rows)
 
 
-def cost_table(results):
+CONTENDERS = ("seuGPT", "nanoGPT", "transformers")
+GROWTH_TOKENS = 2048  # per step, except in the step that shows how memory grows
+
+
+def growth_points():
+    """{(parameters of ours, context): {contender: {step_ms, memory, decode}}}, in order."""
+    points = {}
+    for ours, theirs in baseline_pairs(read_results("growth.jsonl", "step")):
+        if ours["tokens_per_step"] == GROWTH_TOKENS:
+            point = points.setdefault((ours["parameters"], ours["block_size"]), {})
+            for result in (ours, theirs):
+                point[result["contender"]] = {
+                    "step_ms": result["step_ms"],
+                    "memory": result["peak_memory_bytes"] / 1e9,
+                }
+    for ours, theirs in baseline_pairs(read_results("growth.jsonl", "decode")):
+        for result in (ours, theirs):
+            point = points[ours["parameters"], ours["tokens"] + 1]
+            point[result["contender"]]["decode"] = result["tokens_per_s"]
+    return points
+
+
+def growth_table():
     rows = []
-    for result in results:
-        rows.append(
-            [
-                f"{result['parameters']:,}",
-                result["block_size"],
-                result["tokens_per_step"],
-                f"{result['tokens_per_s']:,.0f}",
-                f"{result['flops_per_s'] / 1e9:,.0f}",
-                f"{result['peak_memory_bytes'] / 1e6:,.0f}",
-            ]
-        )
-    head = ["parameters", "block_size", "tokens per step", "tokens/s", "GFLOP/s"]
-    return format_table([*head, "peak memory, MB"], rows)
+    for (parameters, context), point in growth_points().items():
+        cells = [f"{parameters:,}", f"{context:,}"]
+        for key, form in (("step_ms", ",.0f"), ("memory", ".1f"), ("decode", ",.0f")):
+            values = [point[name].get(key) for name in CONTENDERS]
+            measured = [f"{value:{form}}" for value in values if value is not None]
+            cells.append(" / ".join(measured) or "not measured")
+        rows.append(cells)
+    head = ["parameters", "context", "step, ms", "peak memory, GB", "one row, tokens/s"]
+    return format_table(head, rows)
+
+
+def fit_table():
+    """The largest micro-batch of 1,024 tokens that fits, by a line through two measured peaks."""
+    peaks = {}
+    largest = max(parameters for parameters, _ in growth_points())
+    for ours, theirs in baseline_pairs(read_results("growth.jsonl", "step")):
+        if ours["parameters"] == largest and ours["block_size"] == 1024:
+            for result in (ours, theirs):
+                batch = result["tokens_per_step"] // 1024
+                peaks.setdefault(result["contender"], {})[batch] = result["peak_memory_bytes"] / 1e9
+    rows = []
+    for name in CONTENDERS:
+        (few, low), (many, high) = sorted(peaks[name].items())
+        slope = (high - low) / (many - few)
+        base = low - few * slope
+        fits = [max(0, int((gigabytes - base) / slope)) for gigabytes in (8, 16)]
+        rows.append([name, f"{low:.1f}", f"{high:.1f}", *fits])
+    return format_table(["", f"GB at {few} rows", f"GB at {many}", "fit 8 GB", "fit 16 GB"], rows)
 
 
 def ladder_table(results):
@@ -182,24 +219,43 @@ def ladder_table(results):
     return format_table(["`CHANGE`", "loss", "by seed", "seconds of training"], rows)
 
 
-def plot_costs(results, key, label, path):
-    """Tokens per second and memory against one property of the run."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    x = [result[key] for result in results]
-    megabytes = [result["peak_memory_bytes"] / 1e6 for result in results]
-    left.loglog(x, [result["tokens_per_s"] for result in results], "o-", color="#0072b2")
-    left.set(xlabel=label, ylabel="tokens per second, training")
-    right.semilogx(x, megabytes, "s-", color="#d55e00")
-    right.set(xlabel=label, ylabel="peak memory (MB)", ylim=(0, 1.1 * max(megabytes)))
-    for axes in (left, right):
-        axes.grid(alpha=0.3, which="both")
+STYLES = {
+    "seuGPT": ("o-", "#0072b2"),
+    "nanoGPT": ("s--", "#d55e00"),
+    "transformers": ("^:", "#555"),
+}
+
+
+def plot_growth(path):
+    """Step time, memory and decoding, by model at 256 tokens and by context at 10.7M parameters."""
+    points = growth_points()
+    by_size = {size: point for (size, context), point in points.items() if context == 256}
+    middle = sorted(by_size)[2]
+    by_context = {context: point for (size, context), point in points.items() if size == middle}
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    grid = figure.subplots(2, 3)
+    panels = (("step_ms", "ms per step"), ("memory", "peak memory, GB"), ("decode", "tokens/s"))
+    lines = (
+        (grid[0], by_size, "parameters, at 256 tokens of context"),
+        (grid[1], by_context, f"tokens of context, at {middle / 1e6:.1f}M parameters"),
+    )
+    for row, series, xlabel in lines:
+        for axes, (key, ylabel) in zip(row, panels, strict=True):
+            for name, (marker, color) in STYLES.items():
+                measured = [
+                    (x, point[name][key]) for x, point in series.items() if key in point[name]
+                ]
+                axes.loglog(*zip(*measured, strict=True), marker, color=color, label=name)
+            axes.set(xlabel=xlabel, ylabel=ylabel)
+            axes.grid(alpha=0.3, which="both")
+    grid[0, 0].set_title("One training step (2,048 tokens)", fontsize=10)
+    grid[0, 1].set_title("Memory of the process", fontsize=10)
+    grid[0, 2].set_title("Generation, one row", fontsize=10)
+    grid[0, 0].legend(fontsize=9)
     figure.savefig(path, dpi=110)
 
 
 def main():
-    by_size = read_results("size.jsonl")
-    by_context = read_results("context.jsonl")
     tables = {
         "step": step_table(read_results("cpu.jsonl", "step")),
         "time_to_loss": time_to_loss_table(read_results("cpu.jsonl", "time_to_loss")),
@@ -211,16 +267,15 @@ def main():
         "run": run_table(read_results("cpu.jsonl", "run")),
         "prepare": prepare_table(read_results("cpu.jsonl", "prepare")),
         "ladder": ladder_table(read_results("ladder.jsonl")),
-        "size": cost_table(by_size),
-        "context": cost_table(by_context),
+        "growth": growth_table(),
+        "fit": fit_table(),
     }
     text = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         text = re.sub(pattern, lambda match, table=table: f"{table}\n", text, flags=re.DOTALL)
     PAGE.write_text(text, encoding="utf-8")
-    plot_costs(by_size, "parameters", "parameters", SPEED / "size.png")
-    plot_costs(by_context, "block_size", "block_size (tokens)", SPEED / "context.png")
+    plot_growth(SPEED / "growth.png")
 
 
 if __name__ == "__main__":
