@@ -503,20 +503,23 @@ def bench_run(options, model_config, config):
         print(f"{name}: {median_range(rounds, '.1f')} s, {median_range(times, '.2f')} times ours")
 
 
-@dataclass(frozen=True)
-class SuiteConfig(BaselineConfig):
-    smoke: Annotated[bool, "every path at tiny sizes on the CPU, to see that it works"] = False
-
-
-GPU_SUITE = (
-    "step config/train_shakespeare_char.py",
-    "step config/train_gpt2.py --dataset=shakespeare_char "
-    "--gradient_accumulation_steps=1 --batch_size=32",
-    "run config/train_shakespeare_char.py --rounds=1",
-    "time_to_loss --config=config/fast_shakespeare_char.py --target=1.4697 --interval=50 "
-    "--baseline_config=config/train_shakespeare_char.py",
-    "decode config/train_gpt2.py --dataset=shakespeare_char --rows=1 --rows=64 --rounds=3",
+PRETRAIN_124M = (
+    "config/train_gpt2.py --dataset=shakespeare_char --gradient_accumulation_steps=1 --batch_size="
 )
+GPU_SUITE = {  # each part takes at most ten minutes of a GPU, by its expected speed
+    "steps": (
+        f"step {PRETRAIN_124M}32",
+        "step config/train_shakespeare_char.py",
+        "decode config/train_gpt2.py --dataset=shakespeare_char --rows=1 --rows=64 --rounds=3",
+    ),
+    "batches": tuple(f"step {PRETRAIN_124M}{batch_size} --rounds=2" for batch_size in (32, 40, 64)),
+    "race": (
+        "time_to_loss --config=config/fast_shakespeare_char.py --target=1.4697 --interval=50 "
+        "--baseline_config=config/train_shakespeare_char.py",
+    ),
+    "run": ("run config/train_shakespeare_char.py --rounds=1",),
+}
+WITHOUT_BASELINE = ("prepare", "batches")  # a command, and a part that compares our own steps
 SMOKE_SUITE = (
     "step config/quickstart.py --n_layer=1 --device=cpu --steps=1 --rounds=1",
     "time_to_loss --config='config/quickstart.py --max_iters=2 "
@@ -527,19 +530,33 @@ SMOKE_SUITE = (
 )
 
 
+@dataclass(frozen=True)
+class SuiteConfig(BaselineConfig):
+    smoke: Annotated[bool, "every path at tiny sizes on the CPU, to see that it works"] = False
+    part: Annotated[
+        Literal["steps", "batches", "race", "run"] | None, "a part of the suite; None: all"
+    ] = None
+
+
 def bench_suite(options):
-    """Everything that docs/SPEED.md says of a GPU; with smoke=True every path, tiny, on the CPU."""
-    for line in SMOKE_SUITE if options.smoke else GPU_SUITE:
-        print(f"== bench.py {line}", flush=True)
-        words = shlex.split(line)
-        if options.results:
-            words.append(f"--results={options.results}")
-        no_baseline = words[0] == "prepare" or (
-            words[0] == "run" and options.baseline == "transformers"
-        )
-        if options.baseline and not no_baseline:
-            words.append(f"--baseline={options.baseline}")
-        main(words)
+    """What docs/SPEED.md will say of a GPU; with smoke=True every path, tiny, on the CPU."""
+    parts = {"smoke": SMOKE_SUITE} if options.smoke else GPU_SUITE
+    if options.part and not options.smoke:
+        parts = {options.part: GPU_SUITE[options.part]}
+    for part, lines in parts.items():
+        for line in lines:
+            print(f"== bench.py {line}", flush=True)
+            main([*shlex.split(line), *suite_options(options, part, line)])
+
+
+def suite_options(options, part, line):
+    """The suite's own options that a line of it takes."""
+    name = line.split()[0]
+    words = [f"--results={options.results}"] if options.results else []
+    cannot = name == "run" and options.baseline == "transformers"  # which has no train.py
+    if options.baseline and not cannot and not {name, part} & set(WITHOUT_BASELINE):
+        words.append(f"--baseline={options.baseline}")
+    return words
 
 
 COMMANDS = {

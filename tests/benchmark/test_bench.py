@@ -4,6 +4,7 @@ No test asserts a speed. Contenders run in the test's own process, except where 
 are the point.
 """
 
+import itertools
 import json
 import os
 import re
@@ -177,7 +178,7 @@ def test_smoke_suite_measures_everything(tiny, in_process, capsys):
     assert re.search(r"600 steps in .+; .+ 7 evaluations", printed)  # of the whole quickstart run
 
 
-@pytest.mark.parametrize("line", bench.GPU_SUITE)
+@pytest.mark.parametrize("line", itertools.chain(*bench.GPU_SUITE.values()))
 def test_every_line_of_the_gpu_suite_can_be_parsed(line, monkeypatch):
     """A typo would otherwise show only on a rented GPU."""
     monkeypatch.chdir(ROOT)
