@@ -13,7 +13,10 @@ from tests.helpers import ROOT
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 NAMES = ("seugpt.ipynb", "seugpt.pt-BR.ipynb")
 BIN = Path(sys.executable).parent
-TEXT = "A moça abriu a janela e olhou para o mar. O menino viu a maçã, e não comeu. Ninguém a viu.\n" * 300
+TEXT = (
+    "A moça abriu a janela e olhou para o mar. O menino viu a maçã, e não comeu. Ninguém a viu.\n"
+    * 300
+)
 SHORTER = {  # what a cell says -> what the test runs
     "prepare.py machado_char": "prepare.py machado_char --input=text.txt",
     "--eval_only": "--eval_only --eval_iters=2",
