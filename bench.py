@@ -149,20 +149,16 @@ class SeuGPT(Contender):
             pass
 
     def prefill(self, rows):
-        """(median milliseconds of prompts of a full context, bytes that a step then reads)."""
         self.model.eval()
         block_size = self.model_config.block_size
-        decoder = self.decoder(rows, block_size)
-        prompts = [torch.zeros(block_size, dtype=torch.long, device=self.device)] * rows
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            decoder.prefill(prompts)
-            synchronize(self.device)
-            times.append(1000 * (time.perf_counter() - start))
+        prompt = torch.zeros(block_size, dtype=torch.long, device=self.device)
+        self.decoder(rows, block_size).prefill([prompt] * rows)
+
+    def bytes_per_step(self, rows):
+        """Bytes of the weights and of the cache, which a decoding step reads."""
+        cache = self.decoder(rows, self.model_config.block_size).cache
         weights = [*self.model.parameters(), *self.model.buffers()]
-        tensors = [*weights, *decoder.cache.keys, *decoder.cache.values]
-        return statistics.median(times), sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in [*weights, *cache.keys, *cache.values])
 
 
 def contenders(baseline):
@@ -394,6 +390,9 @@ class DecodeConfig(BaselineConfig):
     )
     rounds: Annotated[int, "rounds of each contender", ">= 1"] = 5
     quantize: Annotated[Literal["int8"] | None, "our weights in 8 bits, as in sample.py"] = None
+    baseline_dtype: Annotated[
+        Literal["float32", "bfloat16"], "of the weights of transformers; nanoGPT's are float32"
+    ] = "float32"
 
 
 def bench_decode(options, model_config, config):
@@ -403,12 +402,14 @@ def bench_decode(options, model_config, config):
     workers = start_workers(options.baseline, model_config, config)
     if options.quantize:
         workers["seuGPT"]("quantize")
+    if "transformers" in workers:
+        workers["transformers"]("convert", options.baseline_dtype)
     for rows in options.rows:
         for worker in workers.values():
             worker("decoding_speed", rows, options.tokens)  # creates the decoder, may compile it
         speeds = in_turn(options.rounds, workers, "decoding_speed", rows, options.tokens)
-        prefill_ms, bytes_per_step = workers["seuGPT"]("prefill", rows)
-        roofline = rows * bandwidth / bytes_per_step
+        prefill_ms = {name: worker("prefill_ms", rows) for name, worker in workers.items()}
+        roofline = rows * bandwidth / workers["seuGPT"]("bytes_per_step", rows)
         for name, rounds in speeds.items():
             times = ratios(speeds["seuGPT"], rounds)
             speed = f"{median_range(rounds, ',.0f')} tokens/s"
@@ -423,15 +424,16 @@ def bench_decode(options, model_config, config):
                 "rounds": rounds,
                 "ratios": times,
                 "compile": config.compiles(device),
-                "dtype": options.quantize or config.dtype,
-                "prefill_ms": prefill_ms,
+                "dtype": options.baseline_dtype
+                if name != "seuGPT"
+                else options.quantize or config.dtype,
+                "prefill_ms": prefill_ms[name],
                 "roofline_tokens_per_s": roofline,
             }
             record(options.results, device, bench="decode", contender=name, **result)
+        each = ", ".join(f"{name} {ms:.1f} ms" for name, ms in prefill_ms.items())
         print(
-            f"    prefill of a full context: {prefill_ms:.1f} "
-            f"ms; roofline {roofline:,.0f} tokens/s",
-            flush=True,
+            f"    prefill of a full context: {each}; roofline {roofline:,.0f} tokens/s", flush=True
         )
     for worker in workers.values():
         worker.close()

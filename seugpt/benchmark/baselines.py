@@ -38,6 +38,10 @@ class Baseline(Contender):
             self.compile_seconds = time.perf_counter() - start
             torch.manual_seed(self.config.seed)
 
+    def full_context(self, rows):
+        shape = (rows, self.model_config.block_size)
+        return torch.zeros(shape, dtype=torch.long, device=self.device)
+
     def batch(self, micro_step):
         """The same tokens as seuGPT's micro-batch of this number."""
         config = self.config
@@ -112,6 +116,11 @@ class NanoGPT(Baseline):
             with self.autocast:
                 self.model.generate(start, tokens, temperature=0.8, top_k=200)
 
+    @torch.no_grad()
+    def prefill(self, rows):
+        with self.autocast:
+            self.model(self.full_context(rows))
+
 
 class Transformers(Baseline):
     """GPT2LMHeadModel of the same shape, with torch's fused AdamW; on a CPU in its float32."""
@@ -160,3 +169,11 @@ class Transformers(Baseline):
             min_new_tokens=tokens,
             pad_token_id=0,
         )
+
+    @torch.no_grad()
+    def prefill(self, rows):
+        self.model(self.full_context(rows), use_cache=True, logits_to_keep=1)
+
+    def convert(self, dtype):
+        """Generate with weights of this dtype from here on."""
+        self.model.to(getattr(torch, dtype))

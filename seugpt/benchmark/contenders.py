@@ -1,12 +1,13 @@
 """Trainers behind one interface, each in a process, allocator and threads of its own.
 
 A contender has `step()`, one training step; `evaluate()`, the loss over the whole validation split;
-and `generate(rows, tokens)`.
+`generate(rows, tokens)`, and `prefill(rows)`, which reads prompts of a full context.
 """
 
 import itertools
 import math
 import resource
+import statistics
 import time
 from dataclasses import replace
 
@@ -74,6 +75,16 @@ class Contender:
         self.generate(rows, tokens)
         synchronize(self.device)
         return rows * tokens / (time.perf_counter() - start)
+
+    def prefill_ms(self, rows):
+        """Median milliseconds of reading `rows` prompts of a full context."""
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            self.prefill(rows)
+            synchronize(self.device)
+            times.append(1000 * (time.perf_counter() - start))
+        return statistics.median(times)
 
     def info(self):
         """{parameters, peak_memory_bytes, dtype, compile_seconds} of this process so far."""
