@@ -112,19 +112,35 @@ def quantize_table(results):
     rows = []
     for ours, theirs in baseline_pairs(results):
         speeds = [f"{result['tokens_per_s']:,.0f}" for result in (theirs, ours)]
+        prefills = [f"{result['prefill_ms'] / 1000:.2f}" for result in (theirs, ours)]
         ratio = median_range(theirs["ratios"], ".2f")
-        rows.append(
-            [ours["dtype"], ours["rows"], *speeds, ratio, f"{ours['prefill_ms'] / 1000:.1f}"]
-        )
-    head = [
-        "ours in",
-        "rows",
-        "transformers (float32), tokens/s",
-        "ours",
-        "ratio",
-        "our prefill, s",
+        rows.append([theirs["dtype"], ours["dtype"], ours["rows"], *speeds, ratio, *prefills])
+    head = ["transformers in", "ours in", "rows", "its tokens/s", "ours", "ratio"]
+    return format_table([*head, "its prefill, s", "ours, s"], rows)
+
+
+def laptop_table(results):
+    """When each seed passes the target: the last evaluation above it and the first below."""
+    rows = []
+    for result in results:
+        (step, seconds, loss), (last_step, last_seconds, last_loss) = result["history"][-2:]
+        above = f"{loss:.4f} at step {step:,}, {seconds:,.0f} s"
+        below = f"{last_loss:.4f} at step {last_step:,}, {last_seconds:,.0f} s"
+        rows.append([result["seed"], above, below])
+    return format_table(["seed", "last evaluation above 1.4697", "first below"], rows)
+
+
+def laptop_step_table(results):
+    rows = [
+        [
+            result["contender"],
+            result["dtype"],
+            f"{result['parameters']:,}",
+            f"{result['step_ms']:,.0f}",
+        ]
+        for result in results
     ]
-    return format_table(head, rows)
+    return format_table(["program", "dtype", "parameters", "ms per step"], rows)
 
 
 def run_table(results):
@@ -260,7 +276,8 @@ def main():
         "step": step_table(read_results("cpu.jsonl", "step")),
         "time_to_loss": time_to_loss_table(read_results("cpu.jsonl", "time_to_loss")),
         "preset": loss_history_table(read_results("preset.jsonl")),
-        "laptop": loss_history_table(read_results("laptop.jsonl")),
+        "laptop": laptop_table(read_results("laptop.jsonl", "time_to_loss")),
+        "laptop_step": laptop_step_table(read_results("laptop.jsonl", "step")),
         "decode": decode_table(read_results("cpu.jsonl", "decode")),
         "busy": busy_table(),
         "quantize": quantize_table(read_results("quantize.jsonl")),
