@@ -46,6 +46,12 @@ PLOTS = {
     "overfitting.png": "loss out-small out-whole",
     "tier1-loss.png": "loss out-tier1",
 }
+# Drawn by the tool of their lesson, in English and in Portuguese.
+LESSON_PLOTS = {
+    "rope.png": "modern_block.py",
+    "kv_cache.png": "modern_block.py",
+    "mlp.png": "modern_block.py",
+}
 
 
 def is_run(word):

@@ -119,7 +119,7 @@ def generate_tokens(decoder, prompts, max_new_tokens, vocab_size, params, rng=No
     """Continue prompts, sequences of ids; yields the next token of each row, (B,).
 
     It yields max_new_tokens times. Prompts may differ in length; each row is what it would be
-    alone. The model sees at most block_size tokens. Past that, with RoPE the window rolls: each
+    alone. A token attends to at most block_size ones. Past that, with RoPE the window rolls: each
     token attends to the last block_size ones. A learned position is fixed to its token, so there
     the window restarts with the last block_size / 2 tokens of the row. Ids of vocab_size and above
     are padding and never drawn. `rng`: a torch.Generator on the model's device.
