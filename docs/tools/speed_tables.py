@@ -170,27 +170,33 @@ GROWTH_TOKENS = 2048  # per step, except in the step that shows how memory grows
 
 
 def growth_points():
-    """{(parameters of ours, context): {contender: {step_ms, memory, decode}}}, in order."""
+    """{(width, context): {contender: {step_ms, memory, decode}, "parameters": ours}}, in order."""
     points = {}
     for ours, theirs in baseline_pairs(read_results("growth.jsonl", "step")):
         if ours["tokens_per_step"] == GROWTH_TOKENS:
-            point = points.setdefault((ours["parameters"], ours["block_size"]), {})
+            point = points.setdefault((width_of(ours), ours["block_size"]), {})
+            point["parameters"] = ours["parameters"]
             for result in (ours, theirs):
                 point[result["contender"]] = {
                     "step_ms": result["step_ms"],
                     "memory": result["peak_memory_bytes"] / 1e9,
                 }
     for ours, theirs in baseline_pairs(read_results("growth.jsonl", "decode")):
+        point = points.get((width_of(ours), ours["tokens"] + 1), {})
         for result in (ours, theirs):
-            point = points[ours["parameters"], ours["tokens"] + 1]
-            point[result["contender"]]["decode"] = result["tokens_per_s"]
+            if result["contender"] in point:
+                point[result["contender"]]["decode"] = result["tokens_per_s"]
     return points
+
+
+def width_of(result):
+    return int(re.search(r"--n_embd=(\d+)", result["command"])[1])
 
 
 def growth_table():
     rows = []
-    for (parameters, context), point in growth_points().items():
-        cells = [f"{parameters:,}", f"{context:,}"]
+    for (_, context), point in growth_points().items():
+        cells = [f"{point['parameters']:,}", f"{context:,}"]
         for key, form in (("step_ms", ",.0f"), ("memory", ".1f"), ("decode", ",.0f")):
             values = [point[name].get(key) for name in CONTENDERS]
             measured = [f"{value:{form}}" for value in values if value is not None]
@@ -203,9 +209,9 @@ def growth_table():
 def fit_table():
     """The largest micro-batch of 1,024 tokens that fits, by a line through two measured peaks."""
     peaks = {}
-    largest = max(parameters for parameters, _ in growth_points())
+    largest = max(width for width, _ in growth_points())
     for ours, theirs in baseline_pairs(read_results("growth.jsonl", "step")):
-        if ours["parameters"] == largest and ours["block_size"] == 1024:
+        if width_of(ours) == largest and ours["block_size"] == 1024:
             for result in (ours, theirs):
                 batch = result["tokens_per_step"] // 1024
                 peaks.setdefault(result["contender"], {})[batch] = result["peak_memory_bytes"] / 1e9
@@ -243,17 +249,18 @@ STYLES = {
 
 
 def plot_growth(path):
-    """Step time, memory and decoding, by model at 256 tokens and by context at 10.7M parameters."""
+    """Step time, memory and decoding: by model at 256 tokens, and by context of the second model."""
     points = growth_points()
-    by_size = {size: point for (size, context), point in points.items() if context == 256}
-    middle = sorted(by_size)[2]
-    by_context = {context: point for (size, context), point in points.items() if size == middle}
+    by_size = {p["parameters"]: p for (_, context), p in points.items() if context == 256}
+    width = sorted({width for width, _ in points})[1]
+    by_context = {context: p for (w, context), p in points.items() if w == width}
+    millions = by_context[256]["parameters"] / 1e6
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     grid = figure.subplots(2, 3)
     panels = (("step_ms", "ms per step"), ("memory", "peak memory, GB"), ("decode", "tokens/s"))
     lines = (
         (grid[0], by_size, "parameters, at 256 tokens of context"),
-        (grid[1], by_context, f"tokens of context, at {middle / 1e6:.1f}M parameters"),
+        (grid[1], by_context, f"tokens of context, at {millions:.1f}M parameters"),
     )
     for row, series, xlabel in lines:
         for axes, (key, ylabel) in zip(row, panels, strict=True):
