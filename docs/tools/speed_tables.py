@@ -249,7 +249,7 @@ STYLES = {
 
 
 def plot_growth(path):
-    """Step time, memory and decoding: by model at 256 tokens, and by context of the second model."""
+    """Step time, memory and decoding, by model at 256 tokens and by context of the second."""
     points = growth_points()
     by_size = {p["parameters"]: p for (_, context), p in points.items() if context == 256}
     width = sorted({width for width, _ in points})[1]
