@@ -6,6 +6,7 @@ import platform
 import statistics
 import subprocess
 import time
+from pathlib import Path
 
 import torch
 
@@ -58,7 +59,9 @@ def machine_info(device):
             continue
     git = ["git", "describe", "--always", "--dirty"]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(
+            git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()  # of this program, whatever the current folder is
     except OSError:  # no git on this machine
         commit = os.environ.get("SEUGPT_COMMIT", "")
     return {"device": f"{name}, {os.cpu_count()} cores", "versions": versions, "commit": commit}

@@ -92,3 +92,11 @@ def test_recorded_command_hides_private_paths(workspace, monkeypatch, baseline, 
     monkeypatch.setattr(sys, "argv", ["/home/me/seugpt/bench.py", "step", *baseline, "--x=a b"])
     record("new/results.jsonl", CPU, ms=1.5)
     assert recorded()[0]["command"] == f"python bench.py step {recorded_baseline} '--x=a b'"
+
+
+def test_the_commit_is_of_the_program_whatever_the_current_folder_is(tmp_path, monkeypatch):
+    """Results measured from another folder carried no commit, or that of another repository."""
+    here = hardware.machine_info(torch.device("cpu"))
+    monkeypatch.chdir(tmp_path)
+    assert hardware.machine_info(torch.device("cpu")) == here
+    assert here["commit"]
