@@ -164,13 +164,13 @@ def check(s, model, idx, targets):
 
 
 @torch.no_grad()
-def loss_without(model, name):
-    """The loss over all words with zeros in place of what a module of the model returns."""
+def forward_without(model, name, idx, targets):
+    """The model's (logits, loss) with zeros in place of what one of its modules returns."""
     module = model.get_submodule(name)
     hook = module.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
-    loss = model(*inputs_and_targets(WORDS))[1].item()
+    logits, loss = model(idx, targets)
     hook.remove()
-    return loss
+    return logits, loss
 
 
 # What is printed
@@ -251,29 +251,25 @@ def attention_lines(s):
     yield line("sum", s.y[h, ROW].tolist())
     yield ""
     yield from table("y of head 0 and of head 1, (4, 3) each", *s.y)
-    yield from table("attn = heads @ c_proj.T (4, 6)", s.attn)
-    yield from table("x1 = x0 + attn (4, 6)", s.x1)
+    yield from table("attn = heads @ c_proj.T, and x1 = x0 + attn, (4, 6) each", s.attn, s.x1)
 
 
 def mlp_lines(s):
-    yield f"row {ROW}, channels 0 to 5 of 24"
-    yield line("c_fc", s.hidden[ROW, :6].tolist())
+    yield line("c_fc", s.hidden[ROW, :6].tolist()) + "   0 to 5 of 24"
     yield line("gelu", s.active[ROW, :6].tolist())
-    yield ""
-    yield f"row {ROW}"
-    yield line("x1", s.x1[ROW].tolist())
-    yield line("mlp", s.mlp[ROW].tolist())
-    yield line("x2", s.x2[ROW].tolist())
+    yield line(f"x1[{ROW}]", s.x1[ROW].tolist())
+    yield line(f"mlp[{ROW}]", s.mlp[ROW].tolist())
+    yield line(f"x2[{ROW}]", s.x2[ROW].tolist())
     yield ""
 
 
 def prediction_lines(model, s, targets):
     came = targets[ROW].item()
     wte = model.wte.weight.detach()
-    yield from dot(f"final[{ROW}]", s.final[ROW], f"wte[{came}]", wte[came])
-    yield ""
     header = "".join(f"{char(i):>8}" for i in range(len(CHARS)))
     yield from table(f"logits (4, 8)\n{'':<10}{header}", s.logits)
+    yield from dot(f"final[{ROW}]", s.final[ROW], f"wte[{came}]", wte[came])
+    yield ""
     yield from table(f"probabilities (4, 8)\n{'':<10}{header}", s.probs)
     for t, (i, loss) in enumerate(zip(targets.tolist(), s.losses.tolist(), strict=True)):
         yield f"{t} {WORD[t]}   next {char(i):>2}   -ln({s.probs[t, i]:.4f}) = {loss:.4f}"
@@ -282,10 +278,15 @@ def prediction_lines(model, s, targets):
 
 
 def worth_lines(model):
-    loss = model(*inputs_and_targets(WORDS))[1]
+    idx, targets = inputs_and_targets(WORDS)
+    _, loss = model(idx, targets)
     yield f"loss over the {len(WORDS)} words: {loss:.4f}"
-    for name in ("wpe", "h.0.attn", "h.0.mlp"):
-        yield f"without {name}: {loss_without(model, name):.4f}"
+    for name in ("wpe", "h.0.mlp", "h.0.attn"):
+        logits, loss = forward_without(model, name, idx, targets)
+        yield f"without {name}: {loss:.4f}"
+    row = WORDS.index(WORD)  # of the last logits, those without attention
+    came = softmax(logits[row])[range(len(WORD)), targets[row]]
+    yield line(f"without h.0.attn: probabilities of what comes in {WORD}", came.tolist())
     yield f"ln(3) = {math.log(3):.4f}, ln(3) / 4 = {math.log(3) / 4:.4f}"
     yield ""
 
@@ -304,14 +305,20 @@ def size_lines():
 
 
 def exercise_lines(model, s):
-    """What the answers to the exercises quote."""
+    """What the solutions quote."""
+    exponentials = s.masked[HEAD, 1].exp()
+    yield f"row 1, head {HEAD}"
+    yield f"{line('exp', exponentials.tolist())}   sum {exponentials.sum():.3f}"
+    yield line("exp / sum", s.weights[HEAD, 1].tolist())
+    yield line("y[1]", s.y[HEAD, 1].tolist())
+    yield ""
     changed = by_hand(model, *one_word("bebi"))
     largest = (changed.logits - s.logits).abs().amax(dim=1)
     yield line("bebi: largest change of a logit, rows 0 to 3", largest.tolist())
     idx, targets = one_word(WORD)
     unseen = by_hand(train([word for word in WORDS if word != WORD]), idx, targets)
     came = unseen.probs[range(len(WORD)), targets]
-    yield line(f"trained without {WORD}: probabilities of what comes", came.tolist())
+    yield line(f"trained without {WORD}: probabilities of what comes in it", came.tolist())
 
 
 def report(model):

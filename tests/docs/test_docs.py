@@ -30,8 +30,14 @@ def read(page):
 
 
 def images(page):
-    """The images of a page, in order: their paths, relative to it."""
-    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
+    """The images of a page, in order: their paths, relative to it, without the language."""
+    paths = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
+    return [path.replace("images/pt/", "images/") for path in paths]
+
+
+def drawing_tool(image):
+    """The script in docs/tools that draws an image which is no plot of visualize.py."""
+    return TOOLS / f"{Path(image).stem}.py"
 
 
 def bash_blocks(page):
@@ -69,11 +75,12 @@ def test_both_languages_have_the_same_tables(name):
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page, plots):
-    """An image in docs/images also has a line in docs/tools/plots.py that draws it."""
+    """An image also has a line in docs/tools/plots.py, or a script there, that draws it."""
     for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", read(page)):
         linked = page.parent / target if target else page
         assert linked.exists(), target
-        assert linked.parent.name != "images" or linked.name in plots, target
+        is_image = "images" in linked.parts
+        assert not is_image or linked.name in plots or drawing_tool(linked).exists(), target
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
@@ -88,4 +95,6 @@ def test_a_plot_is_drawn_by_a_command_on_its_page(name, plots):
     page = DOCS / "en" / name
     commands = "".join(bash_blocks(page)).splitlines()
     for image in images(page):
-        assert f"python visualize.py {plots[Path(image).name]}" in commands, image
+        plot = plots.get(Path(image).name)
+        script = f"visualize.py {plot}" if plot else f"docs/tools/{drawing_tool(image).name}"
+        assert f"python {script}" in commands, image
