@@ -70,7 +70,9 @@ def test_the_transformer_lesson_follows_the_mask(transformer, trained_transforme
 def test_the_transformer_lesson_shows_what_was_printed(language):
     page = read_page(language, "03-transformer.md")
     kept = read_figures("transformer.txt")
-    blocks = re.findall(r"<!-- measured: \S+/transformer.txt -->\n```text\n(.*?)```", page, re.DOTALL)
+    blocks = re.findall(
+        r"<!-- measured: \S+/transformer.txt -->\n```text\n(.*?)```", page, re.DOTALL
+    )
     assert len(blocks) == page.count("```text") == 10
     for block in blocks:
         assert block in kept
