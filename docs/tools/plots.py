@@ -48,6 +48,7 @@ PLOTS = {
 }
 # Drawn by the tool of their lesson, in English and in Portuguese.
 LESSON_PLOTS = {
+    "transformer.png": "transformer.py",
     "rope.png": "modern_block.py",
     "kv_cache.png": "modern_block.py",
     "mlp.png": "modern_block.py",

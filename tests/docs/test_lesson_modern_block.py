@@ -1,4 +1,4 @@
-"""The figures of the lessons are what their tools compute."""
+"""The figures of page 9 are what docs/tools/modern_block.py computes."""
 
 import re
 import runpy
