@@ -82,6 +82,13 @@ def test_both_front_pages_fit_on_a_screen_or_three():
         assert len(page.read_text(encoding="utf-8").splitlines()) <= 180
 
 
+def test_the_front_page_says_how_long_the_heart_is():
+    heart = ("model.py", "train.py", "sample.py", "prepare.py")
+    lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in heart)
+    claimed = re.search(r"some ([\d,]+) lines", README.read_text(encoding="utf-8"))[1]
+    assert int(claimed.replace(",", "")) == pytest.approx(lines, abs=50)
+
+
 def test_both_languages_have_the_same_guides():
     assert sorted(page.name for page in GUIA.glob("*.md")) == GUIDES
 
