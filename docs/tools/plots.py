@@ -46,6 +46,11 @@ PLOTS = {
     "overfitting.png": "loss out-small out-whole",
     "tier1-loss.png": "loss out-tier1",
 }
+# Drawn by the tool of their lesson, in English and in Portuguese.
+LESSON_PLOTS = {
+    "schedule.png": "training_loop.py",
+    "one_line_missing.png": "training_loop.py",
+}
 
 
 def is_run(word):

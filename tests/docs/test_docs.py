@@ -17,10 +17,12 @@ ALL_PAGES = [README, PORTUGUESE, *sorted(DOCS.rglob("*.md"))]
 
 @pytest.fixture(scope="module")
 def plots():
-    """{file in docs/images: the visualize.py command that draws it}."""
+    """{file in docs/images: the command that draws it}."""
     sys.path.append(str(TOOLS))  # plots.py imports speed_tables.py beside it
     try:
-        return runpy.run_path(str(TOOLS / "plots.py"))["PLOTS"]
+        tool = runpy.run_path(str(TOOLS / "plots.py"))
+        drawn = {name: f"python visualize.py {line}" for name, line in tool["PLOTS"].items()}
+        return drawn | {n: f"python docs/tools/{file}" for n, file in tool["LESSON_PLOTS"].items()}
     finally:
         sys.path.remove(str(TOOLS))
 
@@ -30,8 +32,9 @@ def read(page):
 
 
 def images(page):
-    """The images of a page, in order: their paths, relative to it."""
-    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
+    """The images of a page, in order: their paths, relative to it, as in English."""
+    paths = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
+    return [path.replace("images/pt/", "images/") for path in paths]
 
 
 def bash_blocks(page):
@@ -88,4 +91,4 @@ def test_a_plot_is_drawn_by_a_command_on_its_page(name, plots):
     page = DOCS / "en" / name
     commands = "".join(bash_blocks(page)).splitlines()
     for image in images(page):
-        assert f"python visualize.py {plots[Path(image).name]}" in commands, image
+        assert plots[Path(image).name] in commands, image
