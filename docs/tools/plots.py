@@ -52,6 +52,8 @@ LESSON_PLOTS = {
     "rope.png": "modern_block.py",
     "kv_cache.png": "modern_block.py",
     "mlp.png": "modern_block.py",
+    "schedule.png": "training_loop.py",
+    "one_line_missing.png": "training_loop.py",
 }
 
 
