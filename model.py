@@ -144,7 +144,10 @@ def gelu(x):
 
 
 def swiglu(x):
-    """One half of the channels gates the other (2002.05202). (B, T, 2H) -> (B, T, H)."""
+    """One half of the channels gates the other (2002.05202). (B, T, 2H) -> (B, T, H).
+
+    Course: page 9.
+    """
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -167,7 +170,7 @@ def rope_cos_sin(positions, config):
 
     Of the two conventions this is Hugging Face's: channel i forms a pair with channel i + hs/2
     (halves, not neighbours), rotated by position * base^(-2i/hs). The sin of the first half is
-    negated, as apply_rotary_emb needs it.
+    negated, as apply_rotary_emb needs it. Course: page 9.
     """
     hs = config.head_size
     exponents = torch.arange(0, hs, 2, device=positions.device) / hs
@@ -203,7 +206,7 @@ def attention(q, k, v, mask, p):
     """softmax(q kᵀ / √hs + mask) v -> (B, nh, T, hs), of q (B, nh, T, hs) and k, v (B, nkv, S, hs).
 
     mask, 0 or -inf, broadcasts to (B, nh, T, S); None is the causal mask: no token sees a later
-    one. p: dropout's probability.
+    one. p: dropout's probability. Course: pages 3 and 6.
     """
     is_slow = mask is None or (q.dtype == torch.bfloat16 and k.numel() >= CPU_ATTENTION_MIN_KEYS)
     if q.is_cpu and q.shape[2] <= CPU_ATTENTION_MAX_TOKENS and is_slow:
@@ -244,6 +247,7 @@ class CausalSelfAttention(nn.Module):
     """Causal self-attention; with nkv < nh it is GQA (2305.13245). (B, T, C) -> (B, T, C).
 
     cos_sin: RoPE's, None for learned positions; cache: a KVCache, None in training.
+    Course: pages 3 and 6.
     """
 
     def __init__(self, config, layer_idx):
@@ -314,7 +318,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids in, logits of the next token out.
+    """Token ids in, logits of the next token out. Course: pages 1 (its first loss) and 3.
 
     | parameter                   | initial value                                            |
     |-----------------------------|----------------------------------------------------------|

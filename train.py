@@ -112,7 +112,7 @@ class TrainConfig:
 
 
 def get_lr(step, config):
-    """The learning rate of a step."""
+    """The learning rate of a step. Course: page 4."""
     if not config.decay_lr:
         return config.learning_rate
     # 1) linear warmup; the first step already moves

@@ -16,7 +16,7 @@ def summed_loss(model, batches, device, autocast):
     """(loss in nats summed over the targets, number of targets), float64 (2,).
 
     The model is in eval mode. `batches`: x and y, int64 arrays (B, T); targets equal to
-    IGNORE_INDEX do not count.
+    IGNORE_INDEX do not count. Course: pages 2 and 8.
     """
     total = torch.zeros(2, dtype=torch.float64)
     for x, y in batches:

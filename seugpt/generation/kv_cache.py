@@ -11,7 +11,7 @@ class KVCache:
 
     Token n lies in slot n % L, so that past L tokens each one sees the last L. Shorter rows of a
     batch are padded on the left. GPT.forward calls advance() once, then update() in each layer, and
-    attends with `mask`.
+    attends with `mask`. Course: page 9.
     """
 
     def __init__(self, config, batch_size, length, like):

@@ -65,7 +65,7 @@ def logits_to_probs(logits, params):
     """Logits (B, V) float32 -> probabilities (B, k) and the token ids (B, k) they belong to.
 
     The ids are None if they are 0 to V - 1. Dropped tokens have probability 0, and the others are
-    not normalized again.
+    not normalized again. Course: page 7.
     """
     if params.temperature < GREEDY_TEMPERATURE:
         likeliest = logits.argmax(dim=-1, keepdim=True)

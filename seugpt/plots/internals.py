@@ -41,6 +41,7 @@ def attention_weights(model, idx, summarize=lambda weights: weights):
 
     idx (B, T). A row of weights says how a token's attention is distributed over itself and the
     tokens before; its sum is 1. With a summary, only one layer's weights are in memory at a time.
+    Course: page 6.
     """
     summaries = []
 
@@ -70,7 +71,7 @@ def logit_lens(model, N, ids):
     """The likeliest next token after each layer, and its probability: (L + 1, T) each.
 
     Of ids (T,), at most block_size. The first row is after the embedding, the last one the model's
-    output. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+    output. Source: nostalgebraist, "interpreting GPT: the logit lens" (2020). Course: page 6.
     """
     probs = []
     likeliest = []
@@ -86,7 +87,7 @@ def surprisal(model, ids):
     """-log2 of the probability that the model gave each of ids (T,), in bits (T,).
 
     The first one's is NaN. A text longer than block_size is read in windows that overlap by half,
-    so that each token has at least half a block_size of context.
+    so that each token has at least half a block_size of context. Course: page 7.
     """
     block_size = model.config.block_size
     bits = [torch.tensor([math.nan])]

@@ -12,7 +12,7 @@ def make_optimizers(model, config, device, dtype):
     """[AdamW], or [AdamW, Muon] for optimizer=muon; each parameter belongs to exactly one of them.
 
     A group's learning rate is get_lr(step) times its lr_scale. AdamW (1711.05101) decays matrices
-    alone: pulling a bias or a norm's weight to zero regularizes nothing.
+    alone: pulling a bias or a norm's weight to zero regularizes nothing. Course: page 4.
     """
     muon_groups = muon_param_groups(model) if config.optimizer == "muon" else []
     in_muon = {id(p) for group in muon_groups for p in group["params"]}
