@@ -13,7 +13,7 @@ PAGES = sorted(
     page for folder in ("en", "pt-BR") for page in (ROOT / "docs" / folder).rglob("*.md")
 )
 MARK = re.compile(r"<!-- measured: (\S+) -->\n(```.*?\n```|.*?)(?=\n\n|\n<!--|\Z)", re.DOTALL)
-NUMBER = re.compile(r"(?<![\w.])\d[\d.,]*(?<![.,])(?!\w*[A-Za-z_])")
+NUMBER = re.compile(r"(?<![\w.])(?<![A-Za-z]-)\d[\d.,]*(?<![.,])(?!\w*[A-Za-z_])")
 
 
 def marked_blocks(page):
