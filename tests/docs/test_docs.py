@@ -80,6 +80,17 @@ def test_every_link_leads_somewhere(page, plots):
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_to_code_names_what_is_there(page):
+    """A link such as [get_lr](../../train.py) names a function, a class or a variable."""
+    for name, target in re.findall(r"\[([^\]]+)\]\(((?:\.\./)+[\w/]+\.py)\)", read(page)):
+        if not name.endswith(".py"):
+            last = name.strip("`").split(".")[-1]
+            code = read(page.parent / target)
+            defined = rf"(?m)^\s*(def|class) {last}\b|^\s*{last}\b\s*[:=]"
+            assert re.search(defined, code), f"{name} is not in {target}"
+
+
 def test_every_plot_is_on_a_page(plots):
     shown = {Path(image).name for page in ALL_PAGES for image in images(page)}
     assert set(plots) <= shown
