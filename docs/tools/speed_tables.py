@@ -120,14 +120,24 @@ def quantize_table(results):
 
 
 def laptop_table(results):
-    """When each seed passes the target: the last evaluation above it and the first below."""
+    """Where each seed stopped: at the first evaluation below the target, or at its last step."""
     rows = []
     for result in results:
-        (step, seconds, loss), (last_step, last_seconds, last_loss) = result["history"][-2:]
-        above = f"{loss:.4f} at step {step:,}, {seconds:,.0f} s"
-        below = f"{last_loss:.4f} at step {last_step:,}, {last_seconds:,.0f} s"
-        rows.append([result["seed"], above, below])
-    return format_table(["seed", "last evaluation above 1.4697", "first below"], rows)
+        (step, _, loss), (last_step, seconds, last_loss) = result["history"][-2:]
+        reached = "yes" if result["steps"] else "no"
+        before = f"{loss:.4f} at step {step:,}"
+        rows.append(
+            [
+                result["seed"],
+                reached,
+                f"{seconds:,.0f}",
+                f"{last_step:,}",
+                f"{last_loss:.4f}",
+                before,
+            ]
+        )
+    head = ["seed", "reached 1.4697", "seconds of training", "steps", "loss"]
+    return format_table([*head, "the evaluation before"], rows)
 
 
 def laptop_step_table(results):
