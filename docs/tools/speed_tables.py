@@ -10,12 +10,13 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from seugpt.benchmark.results import median_range, ratios  # noqa: E402
+from seugpt.plots.style import BLUE, RED, saved_figure  # noqa: E402
 
 SPEED = ROOT / "docs" / "speed"
 PAGE = ROOT / "docs" / "SPEED.md"
@@ -182,19 +183,30 @@ def ladder_table(results):
     return format_table(["`CHANGE`", "loss", "by seed", "seconds of training"], rows)
 
 
-def plot_costs(results, key, label, path):
-    """Tokens per second and memory against one property of the run."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def plot_costs(results, key, label, ticks, path):
+    """Tokens per second and memory against one property of the run; the title compares its ends.
+
+    `ticks`: {value of the property: its name on the axis}.
+    """
     x = [result[key] for result in results]
+    speeds = [result["tokens_per_s"] for result in results]
     megabytes = [result["peak_memory_bytes"] / 1e6 for result in results]
-    left.loglog(x, [result["tokens_per_s"] for result in results], "o-", color="#0072b2")
-    left.set(xlabel=label, ylabel="tokens per second, training")
-    right.semilogx(x, megabytes, "s-", color="#d55e00")
-    right.set(xlabel=label, ylabel="peak memory (MB)", ylim=(0, 1.1 * max(megabytes)))
-    for axes in (left, right):
-        axes.grid(alpha=0.3, which="both")
-    figure.savefig(path, dpi=110)
+    costs = f"{speeds[0] / speeds[-1]:.0f}x the time per token"
+    costs += f", {megabytes[-1] / megabytes[0]:.2g}x the memory"
+    with saved_figure(path, 8, 3.8) as figure:
+        figure.suptitle(f"{x[-1] / x[0]:,.0f}x the {label}: {costs}")
+        left, right = figure.subplots(1, 2)
+        left.loglog(x, speeds, "o-", color=BLUE)
+        left.set(title="Training speed", ylabel="tokens per second")
+        right.semilogx(x, megabytes, "s-", color=RED)
+        right.set(title="Peak memory", ylabel="MB", ylim=(0, 1.1 * max(megabytes)))
+        for axes in (left, right):
+            axes.set_xlabel(label)
+            axes.set_xticks(list(ticks), ticks.values())
+            axes.minorticks_off()
+            axes.grid()
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def main():
@@ -219,8 +231,10 @@ def main():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         text = re.sub(pattern, lambda match, table=table: f"{table}\n", text, flags=re.DOTALL)
     PAGE.write_text(text, encoding="utf-8")
-    plot_costs(by_size, "parameters", "parameters", SPEED / "size.png")
-    plot_costs(by_context, "block_size", "block_size (tokens)", SPEED / "context.png")
+    millions = {10**5: "0.1M", 10**6: "1M", 10**7: "10M", 10**8: "100M"}
+    plot_costs(by_size, "parameters", "parameters", millions, SPEED / "size.png")
+    lengths = {result["block_size"]: f"{result['block_size']:,}" for result in by_context}
+    plot_costs(by_context, "block_size", "context (block_size)", lengths, SPEED / "context.png")
 
 
 if __name__ == "__main__":

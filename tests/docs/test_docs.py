@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import PORTUGUESE, README, ROOT, code_blocks, lost_in_translation, text_blocks
 
 DOCS = ROOT / "docs"
+IMAGES = DOCS / "images"
 TOOLS = DOCS / "tools"
 PAGES = sorted(page.name for page in (DOCS / "en").glob("*.md"))
 ALL_PAGES = [README, PORTUGUESE, *sorted(DOCS.rglob("*.md"))]
@@ -29,9 +30,14 @@ def read(page):
     return page.read_text(encoding="utf-8")
 
 
-def images(page):
+def image_paths(page):
     """The images of a page, in order: their paths, relative to it."""
     return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
+
+
+def images(page):
+    """The names of a page's images, in order: the same in both languages."""
+    return [Path(path).name for path in image_paths(page)]
 
 
 def bash_blocks(page):
@@ -68,24 +74,48 @@ def test_both_languages_have_the_same_tables(name):
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page, plots):
-    """An image in docs/images also has a line in docs/tools/plots.py that draws it."""
+def test_every_link_leads_somewhere(page):
     for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", read(page)):
         linked = page.parent / target if target else page
         assert linked.exists(), target
-        assert linked.parent.name != "images" or linked.name in plots, target
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
-def test_every_plot_is_on_a_page(plots):
-    shown = {Path(image).name for page in ALL_PAGES for image in images(page)}
+def drawing_commands(name, plots):
+    """The commands that draw an image: one of visualize.py, or scripts that have its name."""
+    if name in plots:
+        return {f"python visualize.py {plots[name]}"}
+    scripts = [path for path in TOOLS.glob("*.py") if Path(name).stem in read(path)]
+    return {f"python docs/tools/{path.name}" for path in scripts}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_an_image_is_drawn_by_the_docs_and_in_the_language_of_its_page(page, plots):
+    is_portuguese = page == PORTUGUESE or DOCS / "pt-BR" in page.parents
+    for path in image_paths(page):
+        image = (page.parent / path).resolve()
+        assert drawing_commands(image.name, plots), path
+        if IMAGES in image.parents:
+            assert image.parent == (IMAGES / "pt" if is_portuguese else IMAGES), path
+
+
+@pytest.mark.parametrize("pages", ["en", "pt-BR"])
+def test_every_plot_is_on_a_page(pages, plots):
+    shown = {name for page in (DOCS / pages).glob("*.md") for name in images(page)}
+    shown |= set(images(README if pages == "en" else PORTUGUESE))
     assert set(plots) <= shown
+
+
+def test_every_image_is_shown():
+    """Files of docs/images that no page shows were left there by plots that have gone."""
+    shown = {(page.parent / path).resolve() for page in ALL_PAGES for path in image_paths(page)}
+    assert [path for path in IMAGES.rglob("*.*") if path not in shown] == []
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_plot_is_drawn_by_a_command_on_its_page(name, plots):
     """On the pages of the course; README.md shows the plot that a run leaves behind."""
     page = DOCS / "en" / name
-    commands = "".join(bash_blocks(page)).splitlines()
+    commands = set("".join(bash_blocks(page)).splitlines())
     for image in images(page):
-        assert f"python visualize.py {plots[Path(image).name]}" in commands, image
+        assert drawing_commands(image, plots) & commands, image
