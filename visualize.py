@@ -10,8 +10,8 @@
     python visualize.py surprisal out-quickstart --text=FILE:book.txt
     python visualize.py logit_lens --init_from=gpt2 --text="Return the value"
 
-Plots are PNG files in the run's folder, or what --to=FILE names (.svg too). Options: python
-visualize.py loss --help
+Plots are PNG files in the run's folder, or what --to=FILE names (.svg too). --lang=pt writes their
+texts in Portuguese. Options: python visualize.py loss --help
 """
 
 import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
@@ -27,23 +27,28 @@ from seugpt.checkpoint.pretrained import (
     load_pretrained,
     tokenizer_of,
 )
-from seugpt.checkpoint.storage import describe
 from seugpt.cli.command import command, out_of_memory_advice, split_subcommand
 from seugpt.cli.config_parser import parse_configs
 from seugpt.errors import DataError
 from seugpt.generation.sampling import SamplingParams
+from seugpt.plots.language import Language
 from seugpt.training.snapshots import find_snapshots, load_embeddings
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """Where a plot goes."""
+    """Where a plot goes, and its language."""
 
     to: Annotated[
         str | None, "file to write, .png or .svg; None: one in the run's folder", "path"
     ] = None
     show: Annotated[bool, "open a window as well"] = False
+    lang: Annotated[Literal["en", "pt"], "language of the plot: English or Portuguese"] = "en"
     suffixes = (".png", ".svg")
+
+    @property
+    def language(self):
+        return Language(self.lang)
 
     def problems(self):
         """What is wrong with the options, one text each."""
@@ -76,22 +81,26 @@ class ModelPlotConfig(OutputFile, ModelSource):
 class LossConfig(OutputFile):
     out_dir: Annotated[tuple[str, ...], "folders of runs; may be repeated", "not empty"] = ("out",)
     x: Annotated[Literal["step", "tokens", "seconds"], "horizontal axis"] = "step"
+    xscale: Annotated[Literal["linear", "log"], "scale of the horizontal axis"] = "linear"
+    from_step: Annotated[int, "leave out all before this step", ">= 0"] = 0
 
 
 def plot_loss(config):
-    """Loss curves of one or several runs: training batches, smoothed, and the evaluations."""
+    """Loss curves: of one run its training batches and evaluations, of several the evaluations."""
     from seugpt.plots.curves import plot_losses, read_run
 
     runs = [read_run(folder) for folder in config.out_dir]
     path = config.output_path(config.out_dir[0], "loss.png")
-    return plot_losses(path, runs, config.x, config.show)
+    axis = (config.x, config.xscale, config.from_step)
+    return plot_losses(path, runs, *axis, config.language, config.show)
 
 
 def plot_activations(config):
     """Activations, gradients and updates of each layer in a run trained with snapshot_interval."""
     from seugpt.plots.curves import plot_layers, read_run
 
-    return plot_layers(config.path("activations.png"), read_run(config.source), config.show)
+    path = config.path("activations.png")
+    return plot_layers(path, read_run(config.source), config.language, config.show)
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,12 @@ def plot_embeddings(config):
     ckpt = load_pretrained(config.source)
     tokens, ids = choose_tokens(tokenizer_of(ckpt))
     model, _ = build_from_checkpoint(ckpt)
-    state_dicts = {describe(ckpt).rpartition(": ")[2]: model.state_dict()}
+    language = config.language
+    trained = language("after {step:,} steps", step=ckpt["step"])
+    state_dicts = {trained if ckpt["step"] else language("trained"): model.state_dict()}
     before = initial_state_dict(ckpt)
     if before is not None:
-        state_dicts = {"before training": before, **state_dicts}
+        state_dicts = {language("before training"): before, **state_dicts}
     tables = []
     for state_dict in state_dicts.values():
         if config.of == "tokens":
@@ -123,8 +134,9 @@ def plot_embeddings(config):
             table = learned_positions(state_dict.get("wpe.weight"), config.source)
         tables.append(table.float().numpy())
     path = config.path(f"embeddings-{config.of}.png")
+    titles = list(state_dicts)
     return plot_embeddings(
-        path, tables, list(state_dicts), tokens, config.of, config.method, config.show
+        path, tables, titles, tokens, config.of, config.method, language, config.show
     )
 
 
@@ -182,9 +194,12 @@ def plot_animation(config):
         tables = [learned_positions(arrays.get("wpe"), config.source) for arrays in embeddings]
         tokens = [str(n).encode() for n in range(len(tables[0]))]
     groups = highlight_groups(config.highlight, tokens, config.of)
-    captions = frame_captions(config.source, list(snapshots))
+    language = config.language
+    captions = frame_captions(config.source, list(snapshots), language)
     path = config.path(f"animation-{config.of}.gif")
-    return animate_embeddings(path, tables, captions, tokens, config.of, groups, config.method)
+    return animate_embeddings(
+        path, tables, captions, tokens, config.of, groups, config.method, language
+    )
 
 
 @dataclass(frozen=True)
@@ -209,8 +224,9 @@ def plot_attention(config):
     from seugpt.plots.attention import plot_attention_maps
 
     path = config.path("attention.png")
+    where = (config.layer, config.head)
     return plot_attention_maps(
-        path, config.source, config.text, config.layer, config.head, config.show
+        path, config.source, config.text, *where, config.language, config.show
     )
 
 
@@ -218,9 +234,8 @@ def plot_heads(config):
     """What each head looks at, averaged over a text, which may be long: --text=FILE:book.txt."""
     from seugpt.plots.attention import plot_attention_patterns
 
-    return plot_attention_patterns(
-        config.path("heads.png"), config.source, config.text, config.show
-    )
+    path = config.path("heads.png")
+    return plot_attention_patterns(path, config.source, config.text, config.language, config.show)
 
 
 @dataclass(frozen=True)
@@ -249,21 +264,25 @@ def plot_next(config):
     params_list = [SamplingParams(t, config.top_k, config.top_p) for t in config.temperature]
     counts = (config.bars, config.samples)
     path = config.path("next.png")
-    return plot_next_token(path, config.source, config.text, params_list, *counts, config.show)
+    return plot_next_token(
+        path, config.source, config.text, params_list, *counts, config.language, config.show
+    )
 
 
 def plot_surprisal(config):
     """A text in colours: how much each token surprised the model, in bits."""
     from seugpt.plots.predictions import plot_surprisal
 
-    return plot_surprisal(config.path("surprisal.png"), config.source, config.text, config.show)
+    path = config.path("surprisal.png")
+    return plot_surprisal(path, config.source, config.text, config.language, config.show)
 
 
 def plot_logit_lens(config):
     """What each layer would predict next if it were the last: the logit lens."""
     from seugpt.plots.predictions import plot_logit_lens
 
-    return plot_logit_lens(config.path("logit_lens.png"), config.source, config.text, config.show)
+    path = config.path("logit_lens.png")
+    return plot_logit_lens(path, config.source, config.text, config.language, config.show)
 
 
 COMMANDS = {

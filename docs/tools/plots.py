@@ -1,5 +1,7 @@
 """Draw all plots of the docs, from what docs/data and docs/speed keep of the runs.
 
+Those of the course in two languages: docs/images has the English ones, docs/images/pt the others.
+
     python docs/tools/plots.py
 
 With --keep, it first copies what the plots need of the runs in the current folder to docs/data.
@@ -20,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import visualize  # noqa: E402
 
 DATA = ROOT / "docs" / "data"
-IMAGES = ROOT / "docs" / "images"
+IMAGES = {"en": ROOT / "docs" / "images", "pt": ROOT / "docs" / "images" / "pt"}
 WITH_WEIGHTS = (
     "out-gptlab-cpu",
     "out-gptlab-10000",
@@ -30,7 +32,7 @@ KEPT_STEPS = 200  # logged training steps kept of a run
 
 PLOTS = {
     "quickstart-loss.png": "loss out-quickstart",
-    "machado-loss.png": "loss out-gptlab-cpu out-gptlab-10000",
+    "machado-loss.png": "loss out-gptlab-cpu out-gptlab-10000 --xscale=log",
     "tokens-pca.png": "embeddings out-gptlab-cpu",
     "tokens-tsne.png": "embeddings out-gptlab-cpu --method=tsne",
     "positions.png": "embeddings out-gptlab-cpu --of=positions",
@@ -39,11 +41,14 @@ PLOTS = {
     "tokens.gif": "animate out-gptlab-cpu --highlight=aeiou --highlight=0-9",
     "next.png": 'next out-gptlab-10000 --text="A moça abriu a j"',
     "surprisal.png": "surprisal out-gptlab-10000 --text=FILE:docs/data/janela.txt",
+    "attention-head.png": (
+        'attention out-gptlab-10000 --text="A moça abriu a janela" --layer=1 --head=3'
+    ),
     "attention.png": 'attention out-gptlab-10000 --text="A moça abriu a janela"',
     "heads.png": "heads out-gptlab-10000 --text=FILE:docs/data/janela.txt",
     "logit_lens.png": 'logit_lens out-gptlab-10000 --text="A moça abriu a janela e olhou"',
     "layers.png": "activations out-gptlab-cpu",
-    "overfitting.png": "loss out-small out-whole",
+    "overfitting.png": "loss out-small out-whole --from_step=1000",
     "tier1-loss.png": "loss out-tier1",
 }
 # Drawn by the tool of their lesson, in English and in Portuguese.
@@ -93,10 +98,11 @@ def main():
     if sys.argv[1:] == ["--keep"]:
         keep_runs()
     os.chdir(ROOT)  # the commands name files relative to it
-    IMAGES.mkdir(exist_ok=True)
-    for name, line in PLOTS.items():
-        words = [str(DATA / word) if is_run(word) else word for word in shlex.split(line)]
-        visualize.main([*words, f"--to={IMAGES / name}"])
+    for lang, folder in IMAGES.items():
+        folder.mkdir(exist_ok=True)
+        for name, line in PLOTS.items():
+            words = [str(DATA / word) if is_run(word) else word for word in shlex.split(line)]
+            visualize.main([*words, f"--to={folder / name}", f"--lang={lang}"])
     speed_tables.main()
 
 

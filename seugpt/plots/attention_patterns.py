@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from seugpt.plots.internals import CHUNK_ELEMENTS, MAX_TOKENS, MAX_WINDOW, attention_weights
+from seugpt.plots.language import ENGLISH
 
-NEAR_NAMES = ["itself", "previous token", "2 back", "3 back", "4 back"]
 OTHER_TARGETS = ("first token", "last white space", "same token", "what came after it")
 
 
@@ -19,8 +19,17 @@ def distance_ranges(T):
     return [(first, min(last, T - 1)) for first, last in ranges if first < T]
 
 
+def target_names(T, language=ENGLISH):
+    """What a head may look at: the names of K targets, first those by distance."""
+    names = [language("itself"), language("previous token")][:T]
+    for first, last in distance_ranges(T)[2:]:
+        phrase = "{first} to {last} back" if first < last else "{last} back"
+        names.append(language(phrase, first=first, last=last))
+    return [*names, *map(language, OTHER_TARGETS)]
+
+
 def attention_targets(idx, is_space):
-    """What a head may look at: the names of K targets, and where they are, bool (B, K, T, T).
+    """Where the K targets of target_names are: bool (B, K, T, T).
 
     idx and is_space (B, T): the tokens, and whether each begins with white space. Row i marks the
     targets among the tokens up to the i-th.
@@ -33,18 +42,15 @@ def attention_targets(idx, is_space):
     last_space = space_positions.amax(dim=-1, keepdim=True)  # (B, T, 1)
 
     ranges = distance_ranges(T)
-    names = NEAR_NAMES[:T]
-    for first, last in ranges[5:]:
-        names = [*names, f"{first} to {last} back" if first < last else f"{first} back"]
     masks = [((first <= back) & (back <= last)).expand_as(same) for first, last in ranges]
     masks.append(((position == 0) & (back > 0)).expand_as(same))
     masks.append((position == last_space) & (back > 0))
     masks.append(same)
     masks.append(F.pad(same, (1, 0))[:, :, :T] & (back >= 0))  # one position later
-    return [*names, *OTHER_TARGETS], torch.stack(masks, dim=1)
+    return torch.stack(masks, dim=1)
 
 
-def attention_patterns(model, ids, is_space):
+def attention_patterns(model, ids, is_space, language=ENGLISH):
     """(K names, shares of each head's attention (L, nh, K), shares of a uniform head (K)).
 
     ids (T,); is_space (T,): whether a token begins with white space. The text is cut into windows
@@ -60,7 +66,7 @@ def attention_patterns(model, ids, is_space):
     counts = 0
     chunk = max(CHUNK_ELEMENTS // (model.config.n_head * T * T), 1)
     for rows in torch.arange(len(idx)).split(chunk):
-        names, masks = attention_targets(idx[rows], is_space[rows])
+        masks = attention_targets(idx[rows], is_space[rows])
         masks_float = masks.float()
 
         def share_per_head(weights, masks_float=masks_float):
@@ -70,5 +76,6 @@ def attention_patterns(model, ids, is_space):
         uniform += torch.einsum("ij,bkij->k", uniform_weights, masks_float).double()
         counts += masks.any(dim=-1).sum((0, 2))
     occurs = counts > 0
-    names = [name for name, present in zip(names, occurs.tolist(), strict=True) if present]
+    all_names = target_names(T, language)
+    names = [name for name, present in zip(all_names, occurs.tolist(), strict=True) if present]
     return names, shares[..., occurs] / counts[occurs], uniform[occurs] / counts[occurs]

@@ -8,13 +8,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
-from seugpt.errors import DataError
+from seugpt.errors import ConfigError, DataError
+from seugpt.plots.language import ENGLISH
 from seugpt.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, saved_figure
 from seugpt.training.metrics import iterate_metrics
 
 MAX_POINTS = 2000  # drawn per line: a plot has a thousand columns
 OVERFITTING_MARGIN = 0.02  # nats above the best validation loss
+GAP_MARGIN = 0.05  # nats between training and validation loss that are no longer one
 RUN_COLOURS = (BLUE, RED, GREEN, PURPLE, SKY, ORANGE, BLACK)
 X_LABELS = {
     "step": "step",
@@ -26,6 +29,11 @@ QUANTITIES = {  # of snapshots: (title, label of the y axis)
     "weight_norm": ("Size of the weights", "norm"),
     "grad_norm": ("Size of the gradient", "norm"),
     "update_ratio": ("How far a step moves the weights", "norm of the update / of the weights"),
+}
+LAYERS = {  # that are no blocks: (label, colour)
+    "embedding": ("embedding", RED),
+    "ln_f": ("final norm", BLACK),
+    "lm_head": ("output matrix", GREY),
 }
 
 
@@ -82,77 +90,230 @@ class Columns(dict):
 
 def to_run(name, lines):
     """A Run of lines from parse_line; None is a damaged line."""
-    columns = {"loss": Columns(), "val_loss": Columns(), "update_ratio/embedding": Columns()}
+    columns = {
+        ("loss",): Columns(),
+        ("train_loss", "val_loss"): Columns(),
+        ("update_ratio/embedding",): Columns(),
+    }
     for line in filter(None, lines):
-        for key, column in columns.items():
-            if math.isfinite(line.get(key, math.nan)):
+        for keys, column in columns.items():
+            if all(math.isfinite(line.get(key, math.nan)) for key in keys):
                 column.add(line)
     return Run(name, *(column.to_numpy() for column in columns.values()))
 
 
 def smooth(values):
-    """A moving average over a thirtieth of the curve on either side, over less at its ends."""
+    """A moving average over a window that grows: loss falls fast at first, then slowly.
+
+    A value is averaged with an eighth of those before it, and as many after it, but at most a
+    thirtieth of the curve or 4 values on either side. Where the curve ends, the window has only its
+    left half: one that shrank to the last value would end the line on the noise of that value.
+    """
     positions = np.arange(len(values))
-    to_edge = np.minimum(positions, len(values) - 1 - positions)
-    reach = np.minimum(len(values) // 30, to_edge)
+    reach = np.minimum(positions // 8, max(len(values) // 30, 4))
+    first = positions - reach
+    end = np.minimum(positions + reach + 1, len(values))
     sums = np.concatenate(([0.0], np.cumsum(values)))
-    return (sums[positions + reach + 1] - sums[positions - reach]) / (2 * reach + 1)
+    return (sums[end] - sums[first]) / (end - first)
 
 
-def summarize(run):
-    """What the validation losses of a run show, in one line."""
+# What the evaluations of a run show
+
+
+def best_evaluation(run):
+    return int(np.argmin(run.evaluations["val_loss"]))
+
+
+def final_rise(run):
+    """By how much the last validation loss lies above the best one, in nats."""
     losses = run.evaluations["val_loss"]
+    return losses[-1] - losses.min()
+
+
+def final_gap(run):
+    """How far validation loss lies above training loss at the end, in nats."""
+    return run.evaluations["val_loss"][-1] - run.evaluations["train_loss"][-1]
+
+
+def parting_step(run):
+    """The first evaluated step from which on the two losses stay GAP_MARGIN apart.
+
+    None if they are apart from the first evaluation on.
+    """
+    gaps = run.evaluations["val_loss"] - run.evaluations["train_loss"]
+    together = np.flatnonzero(gaps <= GAP_MARGIN)
+    return run.evaluations["step"][together[-1] + 1] if len(together) else None
+
+
+def describe_run(run, language=ENGLISH):
+    """What the losses of one run show, as a title."""
+    best = best_evaluation(run)
+    step = run.evaluations["step"][best]
+    if final_rise(run) > OVERFITTING_MARGIN:
+        fall = run.evaluations["train_loss"][best] - run.evaluations["train_loss"][-1]
+        values = {"name": run.name, "step": step, "rise": final_rise(run), "fall": fall}
+        if fall > 0:
+            return language(
+                "{name} overfits: after step {step:,.0f} its validation loss rises by {rise:.2f}\n"
+                "while its training loss goes on falling, by {fall:.2f}",
+                **values,
+            )
+        return language(
+            "{name}: after step {step:,.0f} validation loss rises by {rise:.2f},\n"
+            "and training loss with it",
+            **values,
+        )
+    gap = final_gap(run)
+    if gap <= GAP_MARGIN:
+        return language(
+            "Training and validation loss stay together: at the end they are {gap:.2f} apart",
+            gap=abs(gap),
+        )
+    parted = parting_step(run)
+    if parted is None:
+        return language("At the end training and validation loss are {gap:.2f} apart", gap=gap)
+    return language(
+        "Training and validation loss part before step {step:,.0f}:\n"
+        "at the end they are {gap:.2f} apart",
+        step=parted,
+        gap=gap,
+    )
+
+
+def compare_runs(runs, language=ENGLISH):
+    """What the losses of several runs show, as a title."""
+    lowest = min(runs, key=lambda run: run.evaluations["val_loss"].min())
+    highest_rise = max(runs, key=final_rise)
+    if final_rise(highest_rise) > OVERFITTING_MARGIN:
+        return describe_run(highest_rise, language)
+    return language(
+        "The lowest validation loss is that of {name}: {loss:.4f} at step {step:,.0f}",
+        name=lowest.name,
+        loss=lowest.evaluations["val_loss"].min(),
+        step=lowest.evaluations["step"][best_evaluation(lowest)],
+    )
+
+
+def describe_doublings(run, language=ENGLISH):
+    """What the first and the last doubling of the steps gained, as a title.
+
+    "" if there are no two, or one gained nothing.
+    """
     steps = run.evaluations["step"]
-    best = int(np.argmin(losses))
-    text = f"best validation loss {losses[best]:.4f} at step {steps[best]:,.0f}"
-    if losses[-1] > losses[best] + OVERFITTING_MARGIN:
-        return f"{text}; then it rises to {losses[-1]:.4f}: overfitting"
-    return text
+    trained = steps > 0
+    if not trained.any() or steps[-1] < 4 * steps[trained][0]:
+        return ""
+    ends = np.array([steps[trained][0], 2 * steps[trained][0], steps[-1] / 2, steps[-1]])
+    losses = np.interp(np.log(ends), np.log(steps[trained]), run.evaluations["val_loss"][trained])
+    if min(losses[0] - losses[1], losses[2] - losses[3]) <= 0:
+        return ""
+    return language(
+        "Each doubling of the steps lowers the validation loss:\n"
+        "by {first:.2f} from step {a:,.0f} to {b:,.0f}, by {last:.2f} from {c:,.0f} to {d:,.0f}",
+        first=losses[0] - losses[1],
+        last=losses[2] - losses[3],
+        **dict(zip("abcd", ends, strict=True)),
+    )
 
 
-def plot_losses(path, runs, x="step", show=False):
-    """Plot the loss curves of one or several runs. Returns the path."""
-    with saved_figure(path, 8, 4.5, show) as figure:
+# Loss curves
+
+
+def num_steps(run):
+    """The number of steps after which the run has its last loss."""
+    return np.concatenate((run.steps["step"] + 1, run.evaluations["step"])).max(initial=0)
+
+
+def plot_losses(path, runs, x="step", xscale="linear", from_step=0, language=ENGLISH, show=False):
+    """Plot the loss curves of one or several runs from a step on. Returns the path.
+
+    Of a single run, the training steps as well; of several, each in a colour, the evaluations.
+    Raises ConfigError if no run gets to `from_step`.
+    """
+    last_step = max(map(num_steps, runs))
+    if from_step > last_step:
+        raise ConfigError(f"from_step={from_step}: the runs end at step {last_step:.0f}")
+    evaluated = [run for run in runs if len(run.evaluations["step"])]
+    with saved_figure(path, 8, 4.5, show, language) as figure:
         axes = figure.subplots()
         if len(runs) == 1:
-            plot_single_run(axes, runs[0], x)
+            plot_single_run(axes, runs[0], x, language)
         else:
             for number, run in enumerate(runs):
-                plot_one_of_several(axes, run, x, RUN_COLOURS[number % len(RUN_COLOURS)])
-        evaluated = [run for run in runs if len(run.evaluations["step"])]
-        if len(runs) == 1 and evaluated:
-            axes.set_title(summarize(runs[0]).capitalize())
-        elif evaluated:
-            lowest = min(evaluated, key=lambda run: np.min(run.evaluations["val_loss"]))
-            axes.set_title(f"Lowest: {lowest.name}, {summarize(lowest)}")
-        axes.set(xlabel=X_LABELS[x], ylabel="loss (nats per token)")
+                # Each is thinner than the one before: where they coincide, all can be seen.
+                width = 1.5 + 2 * min(len(runs) - 1 - number, 3)
+                colour = RUN_COLOURS[number % len(RUN_COLOURS)]
+                plot_one_of_several(axes, run, x, colour, width, language)
+        x_label = language(X_LABELS[x])
+        if xscale == "log":
+            use_log_steps(axes, language)
+            x_label = language("{label} (logarithmic scale)", label=x_label)
+        if from_step or xscale == "log":
+            first_x = min(run.x_values(x, np.array([from_step]))[0] for run in runs)
+            crop_left(axes, first_x, xscale)
+        if evaluated:
+            axes.set_title(losses_title(evaluated, xscale, language))
+        axes.set(xlabel=x_label, ylabel=language("loss (nats per token)"))
         axes.grid()
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     return path
 
 
-def plot_single_run(axes, run, x):
-    """Training steps in grey, evaluations in two colours."""
-    plot_steps(
-        axes, run, x, raw_style={"color": "0.8"}, colour=GREY, label="training batches, smoothed"
-    )
+def losses_title(runs, xscale, language):
+    lowest = min(runs, key=lambda run: run.evaluations["val_loss"].min())
+    title = describe_doublings(lowest, language) if xscale == "log" else ""
+    if not title:
+        title = describe_run(runs[0], language) if len(runs) == 1 else compare_runs(runs, language)
+    return title
+
+
+def use_log_steps(axes, language):
+    axes.set_xscale("log", nonpositive="mask")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda x, _: language.number(f"{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def crop_left(axes, first_x, xscale):
+    """Leave out what lies left of `first_x`, on a logarithmic axis also 0, and fit what remains."""
+    points = np.concatenate([np.stack(line.get_data(), axis=1) for line in axes.lines])
+    visible = points[(points[:, 0] >= first_x) & ((points[:, 0] > 0) | (xscale == "linear"))]
+    if not len(visible):  # before the first step of a run
+        return
+    low = visible.min(axis=0)
+    high = visible.max(axis=0)
+    margin = 0.05 * np.maximum(high - low, 1e-6)
+    axes.set_xlim(left=low[0] / 1.1 if xscale == "log" else low[0] - margin[0] / 2)
+    axes.set_ylim(low[1] - 2 * margin[1], high[1] + margin[1])  # below is the text of mark_best
+
+
+def plot_single_run(axes, run, x, language):
+    """Training steps in grey, evaluations in two colours; at the end, what lies between them."""
+    plot_steps(axes, run, x, {"color": "0.8"}, GREY, language("training batches, smoothed"))
     if len(run.evaluations["step"]):
-        x_values = run.x_values(x, run.evaluations["step"])
-        train_losses = run.evaluations["train_loss"]
-        axes.plot(x_values, train_losses, "o-", color=BLUE, ms=3, label="training")
-        plot_validation(axes, run, x, colour=RED, label="validation")
+        plot_evaluations(axes, run, x, "train_loss", "o-", color=BLUE, label=language("training"))
+        plot_evaluations(axes, run, x, "val_loss", "s-", color=RED, label=language("validation"))
+        mark_best(axes, run, x, RED, language)
+        if final_gap(run) > GAP_MARGIN:
+            mark_gap(axes, run, x, language)
 
 
-def plot_one_of_several(axes, run, x, colour):
-    """Everything in one colour."""
-    label = f"{run.name}: training batches, smoothed"
-    plot_steps(axes, run, x, raw_style={"color": colour, "alpha": 0.2}, colour=colour, label=label)
-    if len(run.evaluations["step"]):
-        plot_validation(axes, run, x, colour, label=f"{run.name}: validation")
+def plot_one_of_several(axes, run, x, colour, width, language):
+    """The evaluations in one colour; of a run without any, the training steps."""
+    style = {"color": colour, "lw": width}
+    if not len(run.evaluations["step"]):
+        label = language("{name}: training batches, smoothed", name=run.name)
+        plot_steps(axes, run, x, {"color": colour, "alpha": 0.2}, label=label, **style)
+        return
+    label = language("{name}: training", name=run.name)
+    plot_evaluations(axes, run, x, "train_loss", "--", label=label, **style)
+    label = language("{name}: validation", name=run.name)
+    plot_evaluations(axes, run, x, "val_loss", "s-", label=label, ms=width + 2, **style)
+    mark_best(axes, run, x, colour, language)
 
 
-def plot_steps(axes, run, x, raw_style, colour, label):
+def plot_steps(axes, run, x, raw_style, color, label, lw=1.2):
     """The loss of each logged step, raw and smoothed."""
     losses = run.steps.get("loss")
     if losses is None or not len(losses):
@@ -160,19 +321,49 @@ def plot_steps(axes, run, x, raw_style, colour, label):
     thinned = slice(None, None, max(len(losses) // MAX_POINTS, 1))
     x_values = run.x_values(x, run.steps["step"] + 1)[thinned]
     axes.plot(x_values, losses[thinned], lw=0.6, **raw_style)
-    axes.plot(x_values, smooth(losses)[thinned], color=colour, lw=1.2, label=label)
+    axes.plot(x_values, smooth(losses)[thinned], color=color, lw=lw, label=label)
 
 
-def plot_validation(axes, run, x, colour, label):
-    """The validation losses, with a star at the best one."""
+def plot_evaluations(axes, run, x, key, marker, **style):
     x_values = run.x_values(x, run.evaluations["step"])
-    losses = run.evaluations["val_loss"]
-    axes.plot(x_values, losses, "s-", color=colour, ms=3, label=label)
-    best = int(np.argmin(losses))
-    axes.plot(x_values[best], losses[best], "*", color=colour, ms=13, mec="white")
+    axes.plot(x_values, run.evaluations[key], marker, **{"ms": 3, **style})
 
 
-def plot_layers(path, run, show=False):
+def mark_best(axes, run, x, colour, language):
+    """A star at the best evaluation, with its loss; if the loss then rises, a vertical line too."""
+    best = best_evaluation(run)
+    step = run.evaluations["step"][best]
+    loss = run.evaluations["val_loss"][best]
+    best_x = run.x_values(x, np.array([step]))[0]
+    axes.plot(best_x, loss, "*", color=colour, ms=13, mec="white", zorder=4)
+    style = {"color": colour, "textcoords": "offset points", "annotation_clip": True}
+    if final_rise(run) <= OVERFITTING_MARGIN:
+        text = language.number(f"{loss:.4f}")
+        axes.annotate(text, (best_x, loss), xytext=(3, 8), **style)
+        return
+    transform = axes.get_xaxis_transform()  # x in data, y from 0 to 1
+    axes.vlines(best_x, 0, 1, colour, "dotted", transform=transform, lw=1.2)
+    text = language("lowest at step {step:,.0f}: {loss:.4f}", step=step, loss=loss)
+    axes.annotate(text, (best_x, 0.03), xytext=(5, 0), xycoords=transform, **style)
+
+
+def mark_gap(axes, run, x, language):
+    """Beside the last evaluation, how far validation loss lies above training loss."""
+    low = run.evaluations["train_loss"][-1]
+    high = run.evaluations["val_loss"][-1]
+    last_x = run.x_values(x, run.evaluations["step"][-1:])[0]
+    beside = axes.transData + ScaledTranslation(11 / 72, 0, axes.figure.dpi_scale_trans)
+    bracket = {"color": BLACK, "lw": 1.2, "marker": "_", "ms": 6, "transform": beside}
+    axes.plot([last_x] * 2, [low, high], clip_on=False, **bracket)
+    gap = language.number(f"{high - low:.2f}")
+    place = {"xytext": (16, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(gap, (last_x, (low + high) / 2), **place)
+
+
+# Layers
+
+
+def plot_layers(path, run, language=ENGLISH, show=False):
     """Plot the layer statistics of a run, a panel for each quantity. Returns the path."""
     stats = run.layer_stats
     if not len(stats["step"]):
@@ -180,31 +371,34 @@ def plot_layers(path, run, show=False):
             f"{run.name} has no layer statistics. Train with --snapshot_interval=100 first"
         )
     layers = [key.partition("/")[2] for key in stats if key.startswith("weight_norm/")]
-    with saved_figure(path, 10, 7, show) as figure:
-        figure.suptitle("Each layer over the run: where one line leaves the others, look closer")
+    with saved_figure(path, 8, 6.6, show, language) as figure:
+        figure.suptitle(
+            language("Each layer over the run: where one line leaves the others, look closer")
+        )
         panels = dict(zip(QUANTITIES, figure.subplots(2, 2, sharex=True).flat, strict=True))
-        colours = layer_colours(layers)
+        styles = layer_styles(layers, language)
         for quantity, axes in panels.items():
             for layer in layers:
                 if f"{quantity}/{layer}" in stats:
-                    label = layer.replace("h.", "block ")
-                    values = stats[f"{quantity}/{layer}"]
-                    axes.plot(stats["step"], values, color=colours[layer], lw=1.3, label=label)
-            title, ylabel = QUANTITIES[quantity]
+                    axes.plot(stats["step"], stats[f"{quantity}/{layer}"], lw=1.3, **styles[layer])
+            title, ylabel = map(language, QUANTITIES[quantity])
             axes.set(title=title, ylabel=ylabel, yscale="log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_major_formatter(lambda x, _: language.number(f"{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.grid()
         for axes in list(panels.values())[2:]:
-            axes.set_xlabel("step")
-        handles_and_labels = panels["weight_norm"].get_legend_handles_labels()
-        panels["activation_rms"].legend(*handles_and_labels, fontsize=8, ncols=2)
+            axes.set_xlabel(language("step"))
+        handles = panels["weight_norm"].get_lines()
+        figure.legend(handles=handles, ncols=4, loc="outside lower center", frameon=False)
     return path
 
 
-def layer_colours(layers):
-    """{layer: colour}: the blocks from dark to light."""
+def layer_styles(layers, language):
+    """{layer: its label and colour}: the blocks from dark to light."""
     blocks = [layer for layer in layers if layer.startswith("h.")]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(blocks)))
-    return {"embedding": RED, "head": BLACK, **dict(zip(blocks, shades, strict=True))}
+    styles = {layer: (language(label), colour) for layer, (label, colour) in LAYERS.items()}
+    for layer, shade in zip(blocks, shades, strict=True):
+        styles[layer] = language("block {n}", n=int(layer.removeprefix("h."))), shade
+    return {layer: {"label": label, "color": colour} for layer, (label, colour) in styles.items()}

@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 
 from seugpt.errors import ConfigError
 from seugpt.files import atomic_write
+from seugpt.plots.labels import spread_labels
+from seugpt.plots.language import ENGLISH
 from seugpt.plots.style import (
     BLUE,
     GREEN,
@@ -25,6 +27,7 @@ from seugpt.plots.style import (
     SKY,
     STYLE,
     TOKEN_CLASSES,
+    format_ticks,
     saved_figure,
     token_class,
     token_label,
@@ -32,10 +35,14 @@ from seugpt.plots.style import (
 from seugpt.training.metrics import read_metrics
 from seugpt.training.snapshots import MAX_ROWS
 
-AXIS_LABELS = {
-    "pca": ("first principal component", "second principal component"),
-    "tsne": ("t-SNE, first dimension", "t-SNE, second dimension"),
-}
+PCA_LABELS = (
+    "first principal component ({share:.0%} of the variance)",
+    "second principal component ({share:.0%} of the variance)",
+)
+PCA_LABELS_AT_THE_END = (
+    "first principal component, of the last step",
+    "second principal component, of the last step",
+)
 TITLES = {
     "tokens": "Tokens that are used alike end up near each other",
     "positions": "Neighbouring positions end up near each other, along a curve",
@@ -43,6 +50,10 @@ TITLES = {
 }
 HIGHLIGHT_COLOURS = (RED, BLUE, GREEN, PURPLE, ORANGE, SKY)
 CENTRED = {"ha": "center", "va": "center", "clip_on": True}  # a text at its point
+WIDTH = 8  # inches
+MIN_CLUSTER = 4  # points
+MAX_LINK = 0.08  # of the plot's size
+NAME_OFFSET = 0.04  # of the plot's height
 MAX_TOKENS = 250  # shown on a plot: more cannot be read
 MAX_POSITIONS = 128  # with a number on a plot
 FRAME_MS = 120  # duration of a frame
@@ -98,17 +109,15 @@ def tsne(table, init=None):
 
 
 def project(table, method):
-    """Rows (n, C) in two dimensions (n, 2), and the labels of the axes."""
+    """Rows (n, C) in two dimensions (n, 2), and the share of the variance that each shows.
+
+    t-SNE's dimensions show no share of it: (None, None).
+    """
     if method == "tsne":
-        return tsne(table), AXIS_LABELS["tsne"]
+        return tsne(table), (None, None)
     centred = table - table.mean(axis=0)
     points = centred @ principal_components(table)
-    shares = points.var(axis=0) / max(centred.var(axis=0).sum(), 1e-12)
-    labels = [
-        f"{label} ({share:.0%} of the variance)"
-        for label, share in zip(AXIS_LABELS["pca"], shares, strict=True)
-    ]
-    return points, labels
+    return points, points.var(axis=0) / max(centred.var(axis=0).sum(), 1e-12)
 
 
 def choose_tokens(tokenizer):
@@ -123,7 +132,7 @@ def choose_tokens(tokenizer):
     for i in range(min(tokenizer.vocab_size, MAX_ROWS)):
         token = tokenizer.decode_bytes([i])
         has_glyphs = not token_label(token).startswith("U+")
-        drawable = has_glyphs and token_class(token) != "part of a character"
+        drawable = has_glyphs and token_class(token) != "parts of characters"
         if drawable and (is_char or len(token) > 1 or token.isalnum() or token in b" \n"):
             tokens.append(token)
             ids.append(i)
@@ -165,86 +174,153 @@ def character_range(text):
 
 
 def draw_tokens(axes, points, tokens, colours=None):
-    """Each token's text at its point, in the colour of its class or the given one."""
-    colours = colours or [TOKEN_CLASSES[token_class(token)] for token in tokens]
+    """Each token's text at its point, in the colour of its class or the given one. Returns them."""
+    classes = [TOKEN_CLASSES[token_class(token)] for token in tokens]
     size = 10 if len(tokens) <= 150 else 7
-    for (x, y), token, colour in zip(points, tokens, colours, strict=True):
-        emphasis = {} if colour == GREY else {"weight": "bold", "zorder": 3}
-        style = {"color": colour, "size": size, **CENTRED, **emphasis}
-        axes.text(x, y, token_label(token), **style)
+    texts = []
+    for (x, y), token, colour in zip(points, tokens, colours or classes, strict=True):
+        style = {"color": colour, "size": size, "weight": "bold", **CENTRED}
+        if colours:
+            style |= emphasis(colour)
+        texts.append(axes.text(x, y, token_label(token), **style))
+    return texts
 
 
 def draw_positions(axes, points, colours=None):
-    """Each position's number at its point, lighter for later ones, and a line through them."""
+    """Each position's number at its point, lighter for later ones, and a line through them.
+
+    Returns the numbers' texts.
+    """
     axes.plot(*points.T, color="0.85", lw=1, zorder=0)
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(points)))
-    step = -(-len(points) // MAX_POSITIONS)
-    for n in range(0, len(points), step):
-        colour = shades[n] if colours is None else colours[n]
-        highlighted = colours is not None and colour != GREY
-        weight = "bold" if highlighted else "normal"
-        axes.text(*points[n], n, color=colour, size=8, weight=weight, **CENTRED)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, len(points)))
+    texts = []
+    for n in range(0, len(points), -(-len(points) // MAX_POSITIONS)):
+        style = emphasis(colours[n]) if colours else {"size": 9}
+        colour = colours[n] if colours else shades[n]
+        texts.append(axes.text(*points[n], n, color=colour, **CENTRED, **style))
+    return texts
 
 
-def fit_axes(axes, points):
-    """Limits slightly beyond all points (n, 2)."""
+def emphasis(colour):
+    """The style of a text that is highlighted, or grey because others are."""
+    if colour == GREY:
+        return {"size": 9, "weight": "normal"}
+    return {"size": 13, "weight": "bold", "zorder": 4}
+
+
+def fit_axes(axes, points, method):
+    """Limits slightly beyond all points (n, 2); t-SNE's axes have no unit, and no numbers."""
     low = points.min(axis=0)
     high = points.max(axis=0)
     margin = 0.06 * np.maximum(high - low, 1e-6)
     axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
     axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
-    axes.tick_params(labelsize=8)
+    if method == "tsne":
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, color="0.8")
     axes.grid()
 
 
-def draw_legend(axes, entries, location="best"):
-    """`entries`: {label: colour}."""
+def clusters(points, labels):
+    """[(label, rows)] of MIN_CLUSTER or more points (n, 2) of one label that lie together.
+
+    Points are linked that are nearer than MAX_LINK of the plot's width and height. Where a third of
+    the points nearby have other labels, no label is the cluster's.
+    """
+    scaled = points / np.maximum(np.ptp(points, axis=0), 1e-12)
+    near = np.linalg.norm(scaled[:, None] - scaled, axis=-1) < MAX_LINK
+    linked = near & (np.array(labels)[:, None] == np.array(labels))
+    for _ in range(len(points).bit_length()):  # paths of 2 links, then of 4, 8, ...
+        linked = linked @ linked
+    found = []
+    for rows in sorted({tuple(np.flatnonzero(row).tolist()) for row in linked}):
+        num_near = near[list(rows)].any(axis=0).sum()
+        if len(rows) >= MIN_CLUSTER and len(rows) > 2 / 3 * num_near:
+            found.append((labels[rows[0]], list(rows)))
+    return found
+
+
+def draw_cluster_names(axes, points, tokens, language):
+    """The class of each cluster of tokens, above it. Returns the texts."""
+    height = np.ptp(points[:, 1])
+    texts = []
+    for name, rows in clusters(points, [token_class(token) for token in tokens]):
+        x = points[rows, 0].mean()
+        y = points[rows, 1].max() + NAME_OFFSET * height
+        style = {"color": TOKEN_CLASSES[name], "style": "italic", **CENTRED}
+        texts.append(axes.text(x, y, language(name), **style))
+    return texts
+
+
+def draw_legend(owner, entries, **where):
+    """`owner`: a figure, or axes; `entries`: {label: colour}."""
     handles = [
         Line2D([], [], marker="s", ls="", color=colour, label=label)
         for label, colour in entries.items()
     ]
-    axes.legend(handles=handles, fontsize=8, loc=location, framealpha=0.8)
+    owner.legend(handles=handles, handletextpad=0.2, **where)
 
 
-def classes_of(tokens):
+def classes_of(tokens, language):
     """{class: colour} of those classes that occur."""
     present = {token_class(token) for token in tokens}
-    return {name: colour for name, colour in TOKEN_CLASSES.items() if name in present}
+    return {language(name): colour for name, colour in TOKEN_CLASSES.items() if name in present}
 
 
-def plot_embeddings(path, tables, titles, tokens, of, method, show=False):
+def plot_embeddings(path, tables, titles, tokens, of, method, language=ENGLISH, show=False):
     """Plot one or two embedding tables (n, C) side by side. Returns the path.
 
     `of`: tokens, positions, or similarity, the cosine similarity of all pairs of positions;
     `tokens`: their bytes.
     """
-    height = 4.6 if of == "similarity" else 5.4
-    with saved_figure(path, 5.2 * len(tables) + 0.6, height, show) as figure:
-        figure.suptitle(TITLES[of])
-        panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    if of == "similarity":
+        return plot_similarity(path, tables, titles, language, show)
+    with saved_figure(path, WIDTH, 5.6, show, language) as figure:
+        figure.suptitle(language(TITLES[of]))
+        ratios = [1, 1.7][-len(tables) :]  # what training made of them has more room
+        panels = figure.subplots(1, len(tables), squeeze=False, width_ratios=ratios)[0]
+        labels = {}
         for table, title, axes in zip(tables, titles, panels, strict=True):
             axes.set_title(title)
-            if of == "similarity":
-                draw_similarity(figure, axes, table)
-                continue
-            points, labels = project(table, method)
+            points, shares = project(table, method)
             if of == "tokens":
-                draw_tokens(axes, points, tokens)
+                texts = draw_tokens(axes, points, tokens)
+                if axes is panels[-1]:
+                    texts += draw_cluster_names(axes, points, tokens, language)
             else:
-                draw_positions(axes, points)
-            fit_axes(axes, points)
-            axes.set(xlabel=labels[0], ylabel=labels[1])
+                texts = draw_positions(axes, points)
+            fit_axes(axes, points, method)
+            if method == "pca":
+                label_components(axes, shares, language)
+            labels[axes] = texts
         if of == "tokens":
-            draw_legend(axes, classes_of(tokens))
+            entries = classes_of(tokens, language)
+            where = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+            draw_legend(figure, entries, **where)
+        for axes, texts in labels.items():
+            spread_labels(axes, texts)
     return path
 
 
-def draw_similarity(figure, axes, table):
-    norms = np.linalg.norm(table, axis=1, keepdims=True)
-    unit = table / np.maximum(norms, 1e-12)
-    image = axes.imshow(unit @ unit.T, vmin=-1, vmax=1, cmap="cividis")
-    axes.set(xlabel="position", ylabel="position")
-    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
+def label_components(axes, shares, language):
+    x_label, y_label = (
+        language(label, share=share) for label, share in zip(PCA_LABELS, shares, strict=True)
+    )
+    axes.set(xlabel=x_label, ylabel=y_label)
+
+
+def plot_similarity(path, tables, titles, language, show):
+    with saved_figure(path, WIDTH, 4, show, language) as figure:
+        figure.suptitle(language(TITLES["similarity"]))
+        panels = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+        for table, title, axes in zip(tables, titles, panels, strict=True):
+            norms = np.linalg.norm(table, axis=1, keepdims=True)
+            unit = table / np.maximum(norms, 1e-12)
+            image = axes.imshow(unit @ unit.T, vmin=-1, vmax=1, cmap="cividis")
+            axes.set(title=title, xlabel=language("position"))
+        panels[0].set_ylabel(language("position"))
+        figure.colorbar(image, ax=panels, label=language("cosine similarity"), shrink=0.8)
+    return path
 
 
 def align(points, target):
@@ -270,19 +346,24 @@ def trajectories(tables, method):
     return points
 
 
-def frame_captions(folder, steps):
-    """A caption for each step: its number, and the last validation loss up to there."""
+def frame_captions(folder, steps, language=ENGLISH):
+    """A caption for each step: its number, and the last evaluation up to there."""
     lines, _ = read_metrics(Path(folder) / "metrics.jsonl")
     losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
     captions = []
     for step in steps:
+        caption = language("step {step:>7,}", step=step)
         earlier = [evaluated for evaluated in losses if evaluated <= step]
-        loss = f"   validation loss {losses[max(earlier)]:.3f}" if earlier else ""
-        captions.append(f"step {step:>7,}{loss}")
+        if earlier:
+            last = max(earlier)
+            caption += "   " + language(
+                "last evaluation: {loss:.3f} (step {step:,})", loss=losses[last], step=last
+            )
+        captions.append(caption)
     return captions
 
 
-def animate_embeddings(path, tables, captions, tokens, of, groups, method):
+def animate_embeddings(path, tables, captions, tokens, of, groups, method, language=ENGLISH):
     """Draw a frame for each table into a GIF. Returns the path.
 
     `groups`: [(name, colour, rows)] to highlight, the rest in grey; without any, colours as in
@@ -295,19 +376,25 @@ def animate_embeddings(path, tables, captions, tokens, of, groups, method):
         draw = functools.partial(draw_tokens, tokens=tokens)
     legend = {name: colour for name, colour, _ in groups}
     if of == "tokens" and not groups:
-        legend = classes_of(tokens)
+        legend = classes_of(tokens, language)
     frames = []
+    shifts = 0
     with matplotlib.rc_context(STYLE):
         for frame_points, caption in zip(points, captions, strict=True):
-            figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+            figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+            figure.suptitle(language(TITLES[of]))
             axes = figure.subplots()
-            draw(axes, frame_points, colours=colours)
-            fit_axes(axes, np.concatenate(points))
+            texts = draw(axes, frame_points, colours=colours)
+            fit_axes(axes, np.concatenate(points), method)
             axes.set_title(caption, loc="left", family="monospace")
-            x_label, y_label = AXIS_LABELS[method]
-            axes.set(xlabel=f"{x_label} at the end" if method == "pca" else x_label, ylabel=y_label)
+            if method == "pca":
+                x_label, y_label = map(language, PCA_LABELS_AT_THE_END)
+                axes.set(xlabel=x_label, ylabel=y_label)
             if legend:
-                draw_legend(axes, legend, "upper right")
+                draw_legend(axes, legend, loc="upper right", framealpha=0.8)
+            format_ticks(figure, language)
+            highlighted = [text for text in texts if groups and text.get_color() != GREY]
+            shifts = spread_labels(axes, highlighted, 0.8 * shifts)
             frames.append(rasterize(figure))
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     with atomic_write(path) as temporary:

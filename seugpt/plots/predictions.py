@@ -22,6 +22,7 @@ from seugpt.plots.internals import (
     sampling_probs,
     surprisal,
 )
+from seugpt.plots.language import ENGLISH
 from seugpt.plots.style import (
     BLUE,
     ORANGE,
@@ -45,7 +46,9 @@ CHAR_WIDTH = 0.602 * TEXT_FONT_SIZE / 72  # inches, in DejaVu Sans Mono
 LINE_HEIGHT = 0.2  # inches
 
 
-def plot_next_token(path, source, text, params_list, num_bars, num_draws, show=False):
+def plot_next_token(
+    path, source, text, params_list, num_bars, num_draws, language=ENGLISH, show=False
+):
     """Plot which token may follow a text, a panel for each SamplingParams. Returns the path.
 
     A bar for each of the `num_bars` likeliest tokens; dots show how often they were drawn. The
@@ -58,10 +61,14 @@ def plot_next_token(path, source, text, params_list, num_bars, num_draws, show=F
     num_others = len(order) - len(labels)
     rng = torch.Generator().manual_seed(1337)
     prompt = quote(token_labels(tokenizer, ids[-60:], 60), from_end=True)
-    with saved_figure(path, WIDTH, 2.2 + 0.21 * len(labels), show) as figure:
+    with saved_figure(path, WIDTH, 2.2 + 0.21 * len(labels), show, language) as figure:
         figure.suptitle(
-            f"The next token after {prompt}\n"
-            f"as the model predicts it (bars), and as drawn {num_draws:,} times (dots)"
+            language(
+                "The next token after {prompt}\n"
+                "as the model predicts it (bars), and as drawn {count:,} times (dots)",
+                prompt=prompt,
+                count=num_draws,
+            )
         )
         panels = figure.subplots(1, len(params_list), sharex=True, sharey=True, squeeze=False)[0]
         highest = 0
@@ -69,21 +76,23 @@ def plot_next_token(path, source, text, params_list, num_bars, num_draws, show=F
             all_probs = sampling_probs(logits, SamplingParams(params.temperature, top_k=None))
             probs = sampling_probs(logits, params)
             drawn = count_draws(logits, params, num_draws, rng) / num_draws
-            values = [each[order] for each in (all_probs, probs, drawn)]
-            draw_bars(axes, *values, num_bars)
-            axes.set(title=f"temperature {params.temperature:g}", xlabel="probability")
+            values = [each[order].numpy() for each in (all_probs, probs, drawn)]
+            draw_bars(axes, *values, num_bars, language)
+            title = language("temperature {value:g}", value=params.temperature)
+            axes.set(title=title, xlabel=language("probability"))
             highest = max(highest, *(float(each[0:num_bars].max()) for each in values))
         if num_others:
-            labels = [*labels, f"{num_others:,} others"]
+            labels = [*labels, language("{count:,} others", count=num_others)]
         panels[0].set_yticks(range(len(labels)), labels)
-        panels[0].set(xlim=(0, 1.05 * highest), ylim=(len(labels) - 0.4, -0.6), ylabel="next token")
-        handles = next_token_legend(params_list)
+        panels[0].set(xlim=(0, 1.05 * highest), ylim=(len(labels) - 0.4, -0.6))
+        panels[0].set_ylabel(language("next token"))
+        handles = next_token_legend(params_list, language)
         legend = {"loc": "outside lower center", "fontsize": 9, "frameon": False}
         figure.legend(handles=handles, ncols=len(handles), **legend)
     return path
 
 
-def draw_bars(axes, all_probs, probs, drawn, num_bars):
+def draw_bars(axes, all_probs, probs, drawn, num_bars, language):
     """Bars for the probabilities before and after top_k and top_p, and dots for the draws.
 
     The values are sorted, the likeliest token first; those after `num_bars` are summed up in words.
@@ -94,28 +103,29 @@ def draw_bars(axes, all_probs, probs, drawn, num_bars):
     dots = {"color": ORANGE, "mec": "black", "mew": 0.6, "ms": 5, "clip_on": False, "zorder": 3}
     axes.plot(drawn[:num_bars], rows, "o", **dots)
     if len(probs) > num_bars:
-        share = f" {probs[num_bars:].sum():.1%}, drawn {drawn[num_bars:].sum():.1%}"
-        axes.text(0, num_bars, share, va="center", fontsize=9)
+        sums = {"share": probs[num_bars:].sum(), "drawn": drawn[num_bars:].sum()}
+        text = language(" {share:.1%}, drawn {drawn:.1%}", **sums)
+        axes.text(0, num_bars, text, va="center", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g}%")
+    axes.xaxis.set_major_formatter(lambda x, _: language.number(f"{100 * x:.3g}%"))
     axes.tick_params(axis="y", length=0)
     axes.set_axisbelow(True)
     axes.grid(axis="x")
 
 
-def next_token_legend(params_list):
+def next_token_legend(params_list, language):
     handles = [
-        Patch(color=RED, label="greedy choice"),
-        Patch(color=BLUE, label="probability when sampling"),
+        Patch(color=RED, label=language("greedy choice")),
+        Patch(color=BLUE, label=language("probability when sampling")),
     ]
     if any(params.top_k or params.top_p < 1 for params in params_list):
-        handles.append(Patch(color="0.82", label="before top_k and top_p"))
+        handles.append(Patch(color="0.82", label=language("before top_k and top_p")))
     dot = {"marker": "o", "color": ORANGE, "mec": "black", "mew": 0.6, "ms": 5}
-    handles.append(Line2D([], [], ls="", label="share of the draws", **dot))
+    handles.append(Line2D([], [], ls="", label=language("share of the draws"), **dot))
     return handles
 
 
-def plot_logit_lens(path, source, text, show=False):
+def plot_logit_lens(path, source, text, language=ENGLISH, show=False):
     """Plot what each layer would predict after each token of a text. Returns the path."""
     model, tokenizer, ids = load_model_and_text(source, text)
     T = min(len(ids), LENS_TOKENS, model.config.block_size)
@@ -126,8 +136,13 @@ def plot_logit_lens(path, source, text, show=False):
     longest = max(len(label) for row in (text_labels, *predicted) for label in row)
     cell_width = max(longest * 0.6 * LENS_FONT_SIZE / 72 + 0.05, 0.15)  # inches
     T = min(T, math.floor(6 / cell_width))
-    shortened = f" (the first {T} of {len(ids):,} tokens)" if len(ids) > T else ""
-    with saved_figure(path, WIDTH, 2.2 + 0.24 * len(predicted), show) as figure:
+    title = language(
+        "The logit lens: the next token that each layer would predict; "
+        "the last row is the output.\nFramed: correct"
+    )
+    if len(ids) > T:
+        title += language(", the first {shown:,} of {total:,} tokens", shown=T, total=len(ids))
+    with saved_figure(path, WIDTH, 2.2 + 0.24 * len(predicted), show, language) as figure:
         axes = figure.subplots()
         image = axes.imshow(probs[:, :T], cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for (row, column), prob in np.ndenumerate(probs[:, :T]):
@@ -137,31 +152,28 @@ def plot_logit_lens(path, source, text, show=False):
             if column + 1 < len(ids) and likeliest[row, column] == ids[column + 1]:
                 frame = Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False)
                 axes.add_patch(frame).set(edgecolor=ORANGE, linewidth=1.5)
-        axes.set_title(
-            "The logit lens: the next token that each layer would predict; "
-            f"the last row is the output.\nFramed: correct{shortened}"
-        )
-        label_lens_axes(axes, text_labels, T, len(predicted))
-        bar = figure.colorbar(image, ax=axes, label="probability of the prediction")
+        axes.set_title(title)
+        label_lens_axes(axes, text_labels, T, len(predicted), language)
+        bar = figure.colorbar(image, ax=axes, label=language("probability of the prediction"))
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     return path
 
 
-def label_lens_axes(axes, text_labels, T, num_rows):
+def label_lens_axes(axes, text_labels, T, num_rows, language):
     """The tokens read above, those that really come next below, the layers on the left."""
-    rows = ["embedding", *(f"layer {n}" for n in range(num_rows - 1))]
+    rows = [language("embedding"), *(language("layer {n}", n=n) for n in range(num_rows - 1))]
     axes.set_yticks(range(num_rows), rows)
     axes.set_xticks(range(T), [*text_labels[1 : T + 1], ""][:T], fontsize=LENS_FONT_SIZE)
-    axes.set(xlabel="token that really comes next", ylabel="predicted after")
+    axes.set(xlabel=language("token that really comes next"), ylabel=language("predicted after"))
     above = axes.secondary_xaxis("top")
     above.set_xticks(range(T), text_labels[:T], fontsize=LENS_FONT_SIZE)
-    above.set_xlabel("token that is read")
+    above.set_xlabel(language("token that is read"))
     for each in (axes, above):
         each.tick_params(length=0)
         each.spines[:].set_visible(False)
 
 
-def plot_surprisal(path, source, text, show=False):
+def plot_surprisal(path, source, text, language=ENGLISH, show=False):
     """Plot a text with each token on the colour of its surprisal. Returns the path."""
     model, tokenizer, ids = load_model_and_text(source, text)
     tokens = [tokenizer.decode_bytes([i]) for i in ids[: TEXT_COLUMNS * TEXT_LINES].tolist()]
@@ -174,12 +186,12 @@ def plot_surprisal(path, source, text, show=False):
         )
     bits = surprisal(model, ids[:shown]).numpy()
     uniform_bits = math.log2(tokenizer.vocab_size)
-    title = surprisal_title(bits, sum(map(num_chars, tokens[1:shown])))
+    title = surprisal_title(bits, sum(map(num_chars, tokens[1:shown])), language)
     if shown < len(ids):
-        title += f", over the first {shown:,} of {len(ids):,} tokens"
+        title += language(", the first {shown:,} of {total:,} tokens", shown=shown, total=len(ids))
     num_lines = cells[-1][0] + 1
     height = num_lines * LINE_HEIGHT + 1.3
-    with saved_figure(path, WIDTH, height, show) as figure:
+    with saved_figure(path, WIDTH, height, show, language) as figure:
         figure.suptitle(title, y=1 - 0.1 / height)
         figure.set_layout_engine("none")  # each character has its place
         width = TEXT_COLUMNS * CHAR_WIDTH / WIDTH
@@ -193,17 +205,22 @@ def plot_surprisal(path, source, text, show=False):
             axes.text(column, line + 0.5, label, va="center_baseline", **style)
         bar_axes = figure.add_axes((0.2, 0.5 / height, 0.6, 0.12 / height))
         bar = figure.colorbar(background, cax=bar_axes, orientation="horizontal", extend="max")
-        guess = f"a uniform guess among {tokenizer.vocab_size:,} tokens would be {uniform_bits:.1f}"
-        bar.set_label(f"surprisal in bits; {guess}")
+        bar.set_label(
+            language(
+                "surprisal in bits; a uniform guess among {count:,} tokens would be {bits:.1f}",
+                count=tokenizer.vocab_size,
+                bits=uniform_bits,
+            )
+        )
     return path
 
 
-def surprisal_title(bits, total_chars):
-    per_token = np.nanmean(bits)
-    per_char = np.nansum(bits) / max(total_chars, 1)
-    return (
+def surprisal_title(bits, total_chars, language):
+    return language(
         "How much each token surprised the model: the darker, the less it was expected\n"
-        f"{per_token:.2f} bits per token, {per_char:.2f} per character"
+        "{per_token:.2f} bits per token, {per_char:.2f} per character",
+        per_token=np.nanmean(bits),
+        per_char=np.nansum(bits) / max(total_chars, 1),
     )
 
 

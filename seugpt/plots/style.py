@@ -8,9 +8,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import ScalarFormatter
 
 from seugpt.errors import ConfigError
 from seugpt.files import atomic_write
+from seugpt.plots.language import ENGLISH
 
 # Okabe and Ito's palette, distinguishable with any colour vision; indigo is Paul Tol's.
 # https://jfly.uni-koeln.de/color
@@ -35,29 +37,57 @@ STYLE = {
     "text.parse_math": False,  # a token may be a dollar sign
     "svg.hashsalt": "seuGPT",  # the same plot is the same file
 }
+MINUS = "\N{MINUS SIGN}"
 WHITE_SPACE = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 # The class of a token and its colour. Words and their parts are BPE's, the others characters.
 TOKEN_CLASSES = {
-    "vowel": RED,
-    "consonant": BLUE,
-    "capital": PURPLE,
-    "digit": GREEN,
+    "vowels": RED,
+    "consonants": BLUE,
+    "capitals": PURPLE,
+    "digits": GREEN,
     "punctuation": ORANGE,
     "white space": BLACK,
-    "start of a word": SKY,
-    "inside of a word": INDIGO,
-    "other letter": SKY,
-    "part of a character": GREY,
+    "starts of words": SKY,
+    "insides of words": INDIGO,
+    "other letters": SKY,
+    "parts of characters": GREY,
 }
 
 
+class TickFormatter(ScalarFormatter):
+    """Matplotlib's choice of digits, with the separators of a language."""
+
+    def __init__(self, language):
+        super().__init__()
+        self.language = language
+
+    def __call__(self, x, pos=None):
+        text = super().__call__(x, pos)
+        if not self.get_offset():  # not a factor such as 1e9 beside the axis
+            digits = len(text.partition(".")[2])
+            text = self.fix_minus(f"{float(text.replace(MINUS, '-')):,.{digits}f}")
+        return self.language.number(text)
+
+
+def format_ticks(figure, language):
+    """Write the numbers on all axes as the language does, but for those with a format of theirs."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if type(axis.get_major_formatter()) is ScalarFormatter:
+                axis.set_major_formatter(TickFormatter(language))
+
+
 @contextlib.contextmanager
-def saved_figure(path, width, height, show=False):
-    """A figure of `width` x `height` inches to draw on; it is then saved to `path`, and shown."""
+def saved_figure(path, width, height, show=False, language=ENGLISH):
+    """A figure of `width` x `height` inches to draw on; it is then saved to `path`, and shown.
+
+    `language`: of the numbers on the axes.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
+        format_ticks(figure, language)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, format=Path(path).suffix.lower().removeprefix("."))
         if show:
@@ -119,19 +149,19 @@ def token_class(token):
     try:
         text = token.decode("utf-8")
     except UnicodeDecodeError:
-        return "part of a character"
+        return "parts of characters"
     word = text.strip()
     if not word:
         return "white space"
     if word.isdigit():
-        return "digit"
+        return "digits"
     if not word[0].isalpha():
         return "punctuation"
     if len(text) > 1:
-        return "start of a word" if text[0].isspace() else "inside of a word"
+        return "starts of words" if text[0].isspace() else "insides of words"
     if word.isupper():
-        return "capital"
+        return "capitals"
     base = unicodedata.normalize("NFD", word)[0]  # without its accent
     if base in "aeiou":
-        return "vowel"
-    return "consonant" if base.isascii() else "other letter"
+        return "vowels"
+    return "consonants" if base.isascii() else "other letters"

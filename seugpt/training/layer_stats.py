@@ -20,7 +20,7 @@ class LayerStats:
 
     @torch.no_grad()
     def changes(self):
-        """{quantity/layer: number} for the embedding, each block and the head.
+        """{quantity/layer: number} for each layer of layer_of.
 
         weight_norm: the norm of all weights of the layer, before the step; grad_norm: of their
         gradient, after clipping; update_ratio: the norm of the update over weight_norm;
@@ -44,11 +44,14 @@ class LayerStats:
 
 
 def layer_of(name):
-    """The layer that a parameter belongs to: embedding, h.0, h.1, ..., head."""
+    """The layer that a parameter belongs to: embedding, h.0, h.1, ..., ln_f, lm_head.
+
+    A tied lm_head is the embedding's matrix and has no statistics of its own.
+    """
     module, child, *_ = name.split(".")
     if module == "h":
         return f"h.{child}"
-    return "embedding" if module in ("wte", "wpe") else "head"
+    return "embedding" if module in ("wte", "wpe") else module
 
 
 @contextlib.contextmanager

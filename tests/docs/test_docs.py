@@ -11,6 +11,7 @@ from tests.helpers import PORTUGUESE, README, ROOT, code_blocks, lost_in_transla
 
 DOCS = ROOT / "docs"
 TOOLS = DOCS / "tools"
+IMAGES = DOCS / "images"
 PAGES = sorted(page.name for page in (DOCS / "en").glob("*.md"))
 ALL_PAGES = [README, PORTUGUESE, *sorted(DOCS.rglob("*.md"))]
 
@@ -31,10 +32,14 @@ def read(page):
     return page.read_text(encoding="utf-8")
 
 
+def image_paths(page):
+    """The images of a page, in order: their paths, relative to it."""
+    return re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
+
+
 def images(page):
-    """The images of a page, in order: their paths, relative to it, as in English."""
-    paths = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", read(page))
-    return [path.replace("images/pt/", "images/") for path in paths]
+    """The names of a page's images, in order: the same in both languages."""
+    return [Path(path).name for path in image_paths(page)]
 
 
 def bash_blocks(page):
@@ -91,9 +96,23 @@ def test_a_link_to_code_names_what_is_there(page):
             assert re.search(defined, code), f"{name} is not in {target}"
 
 
-def test_every_plot_is_on_a_page(plots):
-    shown = {Path(image).name for page in ALL_PAGES for image in images(page)}
-    assert set(plots) <= shown
+def is_portuguese(page):
+    folders = (DOCS / "pt-BR", DOCS / "guia")
+    return page == PORTUGUESE or any(folder in page.parents for folder in folders)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_an_image_is_in_the_language_of_its_page(page):
+    folder = IMAGES / "pt" if is_portuguese(page) else IMAGES
+    for path in image_paths(page):
+        image = (page.parent / path).resolve()
+        assert image.parent == folder or IMAGES not in image.parents, path
+
+
+@pytest.mark.parametrize("portuguese", [False, True], ids=["English", "Portuguese"])
+def test_every_plot_is_on_a_page(portuguese, plots):
+    pages = [page for page in ALL_PAGES if is_portuguese(page) == portuguese]
+    assert set(plots) <= {name for page in pages for name in images(page)}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -102,4 +121,4 @@ def test_a_plot_is_drawn_by_a_command_on_its_page(name, plots):
     page = DOCS / "en" / name
     commands = "".join(bash_blocks(page)).splitlines()
     for image in images(page):
-        assert plots[Path(image).name] in commands, image
+        assert plots[image] in commands, image

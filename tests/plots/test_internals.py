@@ -22,6 +22,7 @@ from seugpt.plots.attention_patterns import (
     attention_patterns,
     attention_targets,
     distance_ranges,
+    target_names,
 )
 from seugpt.plots.predictions import TEXT_COLUMNS, lay_out
 from seugpt.plots.style import quote, token_labels
@@ -264,9 +265,9 @@ def brute_force_targets(ids, is_space):
 def test_attention_targets_match_their_names():
     ids = random_ids(12, vocab_size=4)
     is_space = random_ids(12, vocab_size=3, seed=5) == 0
-    names, masks = attention_targets(ids[None], is_space[None])
+    masks = attention_targets(ids[None], is_space[None])
     pairs = {}
-    for name, mask in zip(names, masks[0], strict=True):
+    for name, mask in zip(target_names(12), masks[0], strict=True):
         pairs[name] = sorted(map(tuple, mask.nonzero().tolist()))
     expected = brute_force_targets(ids.tolist(), is_space.tolist())
     assert pairs == {name: sorted(expected_pairs) for name, expected_pairs in expected.items()}
@@ -277,8 +278,8 @@ def test_distance_ranges_cover_every_distance_once(T):
     ranges = distance_ranges(T)
     assert [d for first, last in ranges for d in range(first, last + 1)] == list(range(T))
     ids = random_ids(T)[None]
-    names, _ = attention_targets(ids, ids == 0)
-    assert len(names) == len(ranges) + len(OTHER_TARGETS)
+    masks = attention_targets(ids, ids == 0)
+    assert masks.shape[1] == len(target_names(T)) == len(ranges) + len(OTHER_TARGETS)
 
 
 def test_attention_patterns_average_over_the_tokens_that_have_the_target():

@@ -1,5 +1,6 @@
 """Plots of runs and embeddings: the numbers behind them, and the commands that draw them."""
 
+import itertools
 import json
 import math
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import train
@@ -16,10 +18,18 @@ from seugpt.checkpoint.pretrained import initial_state_dict, load_pretrained
 from seugpt.checkpoint.storage import save_checkpoint
 from seugpt.data.tokenizer import CharTokenizer, bpe_tokenizer
 from seugpt.errors import ConfigError
-from seugpt.plots.curves import plot_losses, smooth, summarize, to_run
+from seugpt.plots.curves import (
+    compare_runs,
+    describe_doublings,
+    describe_run,
+    plot_losses,
+    smooth,
+    to_run,
+)
 from seugpt.plots.embeddings import (
     align,
     choose_tokens,
+    clusters,
     frame_captions,
     highlight_groups,
     principal_components,
@@ -27,6 +37,7 @@ from seugpt.plots.embeddings import (
     trajectories,
     tsne,
 )
+from seugpt.plots.labels import separate
 from seugpt.plots.style import TOKEN_CLASSES, token_class, token_label
 from seugpt.training.snapshots import find_snapshots, load_embeddings
 from tests.helpers import logged_metrics, save_perturbed_gpt
@@ -38,21 +49,21 @@ FILE_SIGNATURES = {".png": PNG, ".svg": b"<?xml", ".gif": b"GIF89a"}
 @pytest.mark.parametrize(
     "token, label, expected_class",
     [
-        ("a", "a", "vowel"),
-        ("ã", "ã", "vowel"),
-        ("ç", "ç", "consonant"),
-        ("Q", "Q", "capital"),
-        ("É", "É", "capital"),
-        ("7", "7", "digit"),
+        ("a", "a", "vowels"),
+        ("ã", "ã", "vowels"),
+        ("ç", "ç", "consonants"),
+        ("Q", "Q", "capitals"),
+        ("É", "É", "capitals"),
+        ("7", "7", "digits"),
         ("$", "$", "punctuation"),
         (" ", "␣", "white space"),
         ("\n", "↵", "white space"),
-        ("ж", "ж", "other letter"),
-        (" the", "␣the", "start of a word"),
-        ("ing", "ing", "inside of a word"),
-        (" 1", "␣1", "digit"),
+        ("ж", "ж", "other letters"),
+        (" the", "␣the", "starts of words"),
+        ("ing", "ing", "insides of words"),
+        (" 1", "␣1", "digits"),
         ("🦜", "U+1F99C", "punctuation"),
-        (b"\xf0\x9f", "f0 9f", "part of a character"),
+        (b"\xf0\x9f", "f0 9f", "parts of characters"),
         ("\x01", "U+0001", "punctuation"),
         ("", "", "white space"),
     ],
@@ -67,12 +78,23 @@ def test_tokens_have_a_label_and_a_class(token, label, expected_class):
 # Runs
 
 
-def test_smoothing_averages_neighbours():
-    values = np.random.default_rng(0).normal(size=100)
-    reach = [min(3, i, 99 - i) for i in range(100)]
-    expected = [values[i - r : i + r + 1].mean() for i, r in enumerate(reach)]
+@pytest.mark.parametrize("length", [1, 30, 100, 300])
+def test_smoothing_averages_neighbours(length):
+    values = np.random.default_rng(0).normal(size=length)
+    expected = []
+    for n in range(length):
+        reach = min(n // 8, max(length // 30, 4))
+        expected.append(values[n - reach : n + reach + 1].mean())
     assert smooth(values) == pytest.approx(expected)
-    assert smooth(values[:1]) == pytest.approx(values[:1])
+
+
+def test_smoothing_invents_no_rise_at_the_end():
+    """The window shrank to the last value, whose noise made the line of a falling loss rise."""
+    falling = 5 - np.log1p(np.arange(60))
+    assert (np.diff(smooth(falling)) <= 0).all()
+    noisy = falling.copy()
+    noisy[-1] += 0.3
+    assert smooth(noisy)[-1] - smooth(falling)[-1] < 0.07
 
 
 def test_the_x_axis_can_be_steps_tokens_or_seconds():
@@ -98,20 +120,104 @@ def test_columns_hold_nan_where_a_line_lacks_a_value():
     assert len(diverged.steps["step"]) == 0
 
 
-def test_a_rising_validation_loss_is_called_overfitting():
-    def summary(*val_losses):
-        lines = [
-            {"step": step, "train_loss": 1.0, "val_loss": val_loss}
-            for step, val_loss in enumerate(val_losses)
-        ]
-        return summarize(to_run("x", lines))
+def evaluated_run(name, train_losses, val_losses, interval=100):
+    lines = []
+    for n, (train_loss, val_loss) in enumerate(zip(train_losses, val_losses, strict=True)):
+        lines.append({"step": interval * n, "train_loss": train_loss, "val_loss": val_loss})
+    return to_run(name, lines)
 
-    best = "best validation loss 2.0000 at step 1"
-    assert summary(3.0, 2.0, 2.01) == best
-    overfitted = summary(3.0, 2.0, 2.5)
-    assert overfitted.startswith(f"{best};")
-    assert "2.5000" in overfitted
-    assert "overfitting" in overfitted
+
+def test_the_title_says_where_the_losses_part_and_by_how_much():
+    title = describe_run(evaluated_run("x", [4.0, 2.0, 1.8], [4.0, 2.3, 2.14]))
+    assert title.split() == (
+        "Training and validation loss part before step 100: at the end they are 0.34 apart".split()
+    )
+    # Together again at step 200: what counts is where they part for good.
+    assert "before step 300" in describe_run(
+        evaluated_run("x", [4.0, 3.0, 2.5, 1.8], [4.0, 3.2, 2.51, 2.14])
+    )
+    assert "stay together" in describe_run(evaluated_run("x", [4.0, 2.0], [4.0, 2.04]))
+    assert "stay together" in describe_run(evaluated_run("x", [4.0, 2.0], [4.0, 1.9]))
+    assert "are 0.34 apart" in describe_run(evaluated_run("x", [1.0], [1.34]))
+
+
+def test_a_rising_validation_loss_is_called_overfitting():
+    title = describe_run(evaluated_run("x", [3.0, 1.9, 1.5], [3.0, 2.0, 2.5]))
+    assert title.split() == (
+        "x overfits: after step 100 its validation loss rises by 0.50 "
+        "while its training loss goes on falling, by 0.40".split()
+    )
+    both_rise = describe_run(evaluated_run("x", [3.0, 1.9, 2.5], [3.0, 2.0, 2.5]))
+    assert "overfits" not in both_rise
+    assert "rises by 0.50" in both_rise
+    assert "overfits" not in describe_run(evaluated_run("x", [3.0, 1.9, 1.5], [3.0, 2.0, 2.01]))
+
+
+def test_several_runs_are_compared():
+    low = evaluated_run("low", [3.0, 1.8], [3.0, 1.9])
+    high = evaluated_run("high", [3.0, 2.0], [3.0, 2.1])
+    assert compare_runs([high, low]) == (
+        "The lowest validation loss is that of low: 1.9000 at step 100"
+    )
+    overfitted = evaluated_run("small", [3.0, 2.0, 1.0], [3.0, 2.1, 2.2])
+    assert compare_runs([low, overfitted]).startswith("small overfits: after step 100 ")
+
+
+def test_doublings_of_the_steps_are_compared_along_a_logarithmic_axis():
+    steps = np.arange(9)  # hundreds
+    losses = 4 - 0.2 * np.log2(np.maximum(steps, 1))
+    title = describe_doublings(evaluated_run("x", losses, losses))
+    assert "by 0.20 from step 100 to 200, by 0.20 from 400 to 800" in title
+    assert describe_doublings(evaluated_run("x", losses[:3], losses[:3])) == ""
+    assert describe_doublings(evaluated_run("x", losses[:1], losses[:1])) == ""
+    assert describe_doublings(evaluated_run("x", losses, losses[::-1])) == ""
+
+
+@pytest.fixture
+def drawn_lines(monkeypatch):
+    """The lines of the figures that are saved, by their labels."""
+    lines = {}
+    save = Figure.savefig
+
+    def record(figure, *args, **kwargs):
+        lines.update((line.get_label(), line) for axes in figure.axes for line in axes.lines)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return lines
+
+
+def test_a_run_does_not_hide_another(workspace, drawn_lines):
+    """Two runs from one seed coincided, and only the second one could be seen."""
+    losses = [4.0, 2.0, 1.9]
+    runs = [evaluated_run(name, losses, losses) for name in ("first", "second")]
+    plot_losses("x.png", runs)
+    for part in ("training", "validation"):
+        first, second = (drawn_lines[f"{name}: {part}"] for name in ("first", "second"))
+        assert first.get_linewidth() >= 2 * second.get_linewidth()
+        assert first.get_color() != second.get_color()
+
+
+@pytest.mark.parametrize("x", ["step", "tokens", "seconds"])
+@pytest.mark.parametrize("xscale", ["linear", "log"])
+def test_a_plot_can_begin_at_a_step(workspace, drawn_lines, x, xscale):
+    """It then has the height of what it shows: the first losses would flatten the others."""
+    lines = [
+        {"step": n, "loss": 2.0, "step_ms": 1e3, "tokens_per_s": 1.0} for n in range(0, 500, 9)
+    ]
+    lines += [
+        {"step": 100 * n, "train_loss": loss, "val_loss": loss + 0.5}
+        for n, loss in enumerate((9.0, 2.0, 1.9, 1.8, 1.7))
+    ]
+    plot_losses("x.png", [to_run("x", lines)], x, xscale, from_step=200)
+    axes = drawn_lines["validation"].axes
+    low, high = axes.get_ylim()
+    assert 1.5 < low < 1.7
+    assert 2.4 < high < 2.5
+    left = axes.get_xlim()[0]
+    assert 100 < left < 200
+    with pytest.raises(ConfigError, match="from_step=501"):
+        plot_losses("x.png", [to_run("x", lines)], x, xscale, from_step=501)
 
 
 def test_a_plot_of_many_steps_is_a_small_file(workspace):
@@ -132,8 +238,8 @@ def test_principal_components_are_eigenvectors_of_the_covariance():
     for component, direction in zip(components, directions.T[::-1], strict=False):
         assert abs(component @ direction) == pytest.approx(1)
         assert component[np.abs(component).argmax()] > 0
-    _, labels = project(table, "pca")
-    assert f"({variances[-1] / variances.sum():.0%} of the variance)" in labels[0]
+    _, shares = project(table, "pca")
+    assert shares == pytest.approx(variances[:-3:-1] / variances.sum())
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 1), (1, 1), (2, 2)])
@@ -207,14 +313,63 @@ def test_a_fine_tuned_run_is_drawn_without_initial_weights(trained, run):
     assert Path("tuned/embeddings-tokens.png").read_bytes().startswith(PNG)
 
 
-def test_captions_show_the_latest_validation_loss(trained):
+def test_captions_name_the_last_evaluation(trained):
+    """Frames between two evaluations repeated a loss as if it were of their step."""
     val_losses = {
         line["step"]: f"{line['val_loss']:.3f}" for line in logged_metrics() if "val_loss" in line
     }
-    captions = [caption.split() for caption in frame_captions("out", [0, 3, 10, 19, 30])]
-    assert [caption[1] for caption in captions] == ["0", "3", "10", "19", "30"]
-    shown = [caption[-1] for caption in captions]
-    assert shown == [val_losses[step] for step in (0, 0, 10, 10, 30)]
+    captions = frame_captions("out", [0, 3, 10, 19, 30])
+    expected_steps = [(0, 0), (3, 0), (10, 10), (19, 10), (30, 30)]
+    for caption, (step, evaluated) in zip(captions, expected_steps, strict=True):
+        expected = f"step {step} last evaluation: {val_losses[evaluated]} (step {evaluated})"
+        assert caption.split() == expected.split()
+
+
+# Labels
+
+
+def overlaps(centres, sizes):
+    """[(i, j)] of the boxes that overlap by more than a pixel."""
+    pairs = itertools.combinations(range(len(centres)), 2)
+    return [
+        (i, j)
+        for i, j in pairs
+        if (np.abs(centres[i] - centres[j]) < (sizes[i] + sizes[j]) / 2 - 1).all()
+    ]
+
+
+@pytest.mark.parametrize("spread", [0, 25, 60])
+def test_labels_are_moved_until_they_can_be_read(spread):
+    rng = np.random.default_rng(0)
+    points = 250 + spread * rng.normal(size=(40, 2))
+    sizes = np.stack([rng.integers(8, 40, 40), np.full(40, 12)], axis=1)
+    limits = np.array([[0, 0], [500, 500]])
+    assert overlaps(points, sizes)
+    centres = separate(points, sizes, limits)
+    assert overlaps(centres, sizes) == []
+    assert (centres - sizes / 2 >= 0).all()
+    assert (centres + sizes / 2 <= 500).all()
+
+
+def test_labels_with_room_stay_at_their_points():
+    points = np.array([[100.0, 100.0], [120.0, 100.0], [400.0, 400.0], [401.0, 400.0]])
+    centres = separate(points, np.full((4, 2), 15.0), np.array([[0, 0], [500, 500]]))
+    assert np.array_equal(centres[:2], points[:2])
+    assert centres[2:].mean(axis=0) == pytest.approx([400.5, 400])
+
+
+def test_clusters_are_named_by_what_lies_together():
+    rng = np.random.default_rng(0)
+    corners = np.repeat([[0, 0], [100, 0], [0, 100], [100, 100]], [6, 6, 6, 12], axis=0)
+    points = corners + rng.normal(size=(30, 2))
+    labels = ["a"] * 6 + ["b"] * 6 + ["a"] * 6 + ["a", "b"] * 6  # the last corner is mixed
+    found = clusters(points, labels)
+    assert found == [
+        ("a", list(range(6))),
+        ("b", list(range(6, 12))),
+        ("a", list(range(12, 18))),
+    ]
+    assert clusters(points[:3], labels[:3]) == []  # too few
 
 
 # The commands
@@ -225,6 +380,7 @@ def test_captions_show_the_latest_validation_loss(trained):
     [
         (["loss", "out"], "out/loss.png"),
         (["loss", "out", "out", "--x=tokens"], "out/loss.png"),
+        (["loss", "out", "--xscale=log", "--from_step=10", "--lang=pt"], "out/loss.png"),
         (["loss", "--out_dir=out", "--to=new.SVG", "--x=seconds"], "new.SVG"),
         (["activations", "out"], "out/activations.png"),
         (["embeddings", "out"], "out/embeddings-tokens.png"),
@@ -274,6 +430,7 @@ def remove_snapshots(folder):
         (["loss", "nowhere"], ["nowhere/metrics.jsonl", "python train.py"]),
         (["loss", "empty"], ["empty/metrics.jsonl"]),
         (["loss", "out", "--to=no/x.png"], ["No such file or directory", "no/"]),
+        (["loss", "out", "--from_step=31"], ["from_step=31"]),
         (["loss", "out", "--show"], ["show=True", "out/loss.png"]),
         (["embeddings", "nowhere"], ["nowhere"]),
         (["embeddings", "rope", "--of=positions"], ["rope", "position=rope"]),
@@ -305,6 +462,7 @@ def test_what_cannot_be_drawn_ends_in_one_message(trained, refused, monkeypatch,
     [
         (["lossy", "out"], ["lossy", ", ".join(visualize.COMMANDS), "--help"]),
         (["loss", ""], ["out_dir='': ", "empty"]),
+        (["loss", "out", "--lang=fr"], ["lang=", "fr", "en or pt"]),
         (["loss", "out", "--to=x.jpg"], ["to=x.jpg ", ".png or .svg"]),
         (["embeddings", "out", "out"], ["out out: ", "one out_dir"]),
         (["animate", "out", "--to=x.png"], ["to=x.png ", ".gif"]),

@@ -14,7 +14,7 @@ from seugpt.training.layer_stats import LayerStats, layer_of
 from seugpt.training.snapshots import find_snapshots, load_embeddings, save_embeddings
 from tests.helpers import logged_metrics, nested_equal, resume_state
 
-LAYERS = ("embedding", "h.0", "h.1", "head")
+LAYERS = ("embedding", "h.0", "h.1", "ln_f")
 
 
 def lines_with(key):
@@ -58,17 +58,17 @@ def test_layer_stats_match_the_weights_of_two_checkpoints(tiny, run, options):
     before, after = (
         torch.load(f"out/step-0000000{step}.pt", weights_only=True)["model"] for step in (3, 4)
     )
-    tied = "tie_embeddings" not in options
-    for layer in LAYERS:
+    untied = "tie_embeddings" in options
+    layers = [*LAYERS, "lm_head"] if untied else LAYERS
+    assert {key.partition("/")[2] for key in stats if "/" in key} == set(layers)
+    for layer in layers:
         names = [name for name in before if layer_of(name) == layer]
-        if tied:
-            names = [name for name in names if name != "lm_head.weight"]
         weights = torch.cat([before[name].flatten() for name in names])
         update = torch.cat([after[name].flatten() for name in names]) - weights
         assert stats[f"weight_norm/{layer}"] == pytest.approx(weights.norm().item(), rel=1e-4)
         ratio = (update.norm() / weights.norm()).item()
         assert stats[f"update_ratio/{layer}"] == pytest.approx(ratio, rel=1e-3)
-    grad_norms = [stats[f"grad_norm/{layer}"] for layer in LAYERS]
+    grad_norms = [stats[f"grad_norm/{layer}"] for layer in layers]
     assert math.hypot(*grad_norms) == pytest.approx(logged["grad_norm"], rel=1e-4)
 
 
