@@ -55,8 +55,10 @@ class GPT(torch.nn.Module):
             self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay
         )
 
-    def forward(self, idx, targets):
+    def forward(self, idx, targets=None):
         logits = self.head(self.embedding(idx))
+        if targets is None:
+            return logits, None
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=-1
         )

@@ -252,7 +252,7 @@ def test_missing_package_is_named_with_its_install_command(
     assert f"{tracker.option}=True" in message
     assert install in message and f"--{tracker.option}=False" in message
     assert not Path("out").exists()
-    assert install in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert install in (ROOT / "docs" / "guide" / "training.md").read_text(encoding="utf-8")
 
 
 def test_requirements_pin_the_advised_tensorboard():
