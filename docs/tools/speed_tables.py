@@ -227,6 +227,8 @@ def fit_table():
                 peaks.setdefault(result["contender"], {})[batch] = result["peak_memory_bytes"] / 1e9
     rows = []
     for name in CONTENDERS:
+        if len(peaks[name]) < 2:
+            continue
         (few, low), (many, high) = sorted(peaks[name].items())
         slope = (high - low) / (many - few)
         base = low - few * slope
@@ -269,8 +271,8 @@ def plot_growth(path):
     grid = figure.subplots(2, 3)
     panels = (("step_ms", "ms per step"), ("memory", "peak memory, GB"), ("decode", "tokens/s"))
     lines = (
-        (grid[0], by_size, "parameters, at 256 tokens of context"),
-        (grid[1], by_context, f"tokens of context, at {millions:.1f}M parameters"),
+        (grid[0], by_size, "parameters (context 256)"),
+        (grid[1], by_context, f"context in tokens ({millions:.1f}M)"),
     )
     for row, series, xlabel in lines:
         for axes, (key, ylabel) in zip(row, panels, strict=True):
@@ -279,6 +281,8 @@ def plot_growth(path):
                     (x, point[name][key]) for x, point in series.items() if key in point[name]
                 ]
                 axes.loglog(*zip(*measured, strict=True), marker, color=color, label=name)
+            if key == "memory":
+                axes.set(yscale="linear", ylim=(0, None))
             axes.set(xlabel=xlabel, ylabel=ylabel)
             axes.grid(alpha=0.3, which="both")
     grid[0, 0].set_title("One training step (2,048 tokens)", fontsize=10)
