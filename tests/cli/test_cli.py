@@ -317,7 +317,9 @@ def test_fine_tuning_on_another_vocabulary_is_refused_with_the_next_command(trai
 def test_ctrl_c_during_the_imports_is_quiet(workspace, monkeypatch, command):
     """In its first seconds every command answered with a traceback from inside torch."""
     for module in ("numpy", "torch", "tqdm"):
-        code = "print('importing', flush=True)\nimport time\ntime.sleep(60)\n"
+        # In pieces: a signal just before a sleep begins does not interrupt it.
+        sleep = "for _ in range(600):\n    time.sleep(0.1)\n"
+        code = f"import time\nprint('importing', flush=True)\n{sleep}"
         Path(f"{module}.py").write_text(code)
     path = os.pathsep.join([str(workspace), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path}
