@@ -45,7 +45,8 @@ def test_memory_and_open_files_stay_constant(tiny, run):
             samples.setdefault(int(steps[-1]), []).append(sample)
     assert process.wait() == 0
     resident = {step: max(kb for kb, _ in values) / 1024 for step, values in samples.items()}
-    open_files = {step: max(count for _, count in values) for step, values in samples.items()}
+    # The fewest seen: a checkpoint or a plot being written is open for a moment.
+    open_files = {step: min(count for _, count in values) for step, values in samples.items()}
     for step in sorted(resident):
         print(f"after step {step:6,}: {resident[step]:7.1f} MB, {open_files[step]} open files")
     assert resident[STEPS - 1000] - resident[STEPS // 2] < 8
