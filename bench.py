@@ -400,6 +400,7 @@ def bench_decode(options, model_config, config):
     device = pick_device(config.device)
     bandwidth = copy_bandwidth(device)
     workers = start_workers(options.baseline, model_config, config)
+    our_dtype = options.quantize or config.dtype
     if options.quantize:
         workers["seuGPT"]("quantize")
     if "transformers" in workers:
@@ -424,9 +425,7 @@ def bench_decode(options, model_config, config):
                 "rounds": rounds,
                 "ratios": times,
                 "compile": config.compiles(device),
-                "dtype": options.baseline_dtype
-                if name != "seuGPT"
-                else options.quantize or config.dtype,
+                "dtype": our_dtype if name == "seuGPT" else options.baseline_dtype,
                 "prefill_ms": prefill_ms[name],
                 "roofline_tokens_per_s": roofline,
             }

@@ -352,3 +352,17 @@ def other_numbers(block, other):
     swapped = {number.translate(str.maketrans(",.", ".,")) for number in others}
     versions = {number for number in others if "," not in number}
     return numbers - swapped - versions
+
+
+FIGURE = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-\d+)?")
+
+
+def assert_same_figures(computed, committed, absolute):
+    """Two texts of a lesson: the same words, and numbers that differ by rounding alone."""
+    words = []
+    numbers = []
+    for text in (computed, committed):
+        words.append(FIGURE.sub("#", text).split())
+        numbers.append([float(figure.replace(",", "")) for figure in FIGURE.findall(text)])
+    assert words[0] == words[1]
+    assert numbers[0] == pytest.approx(numbers[1], abs=absolute, rel=1e-3)

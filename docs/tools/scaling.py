@@ -32,6 +32,7 @@ from seugpt.data.dataset import Dataset  # noqa: E402
 from seugpt.data.dataset_dir import dataset_path  # noqa: E402
 from seugpt.errors import UserError  # noqa: E402
 from seugpt.files import atomic_write  # noqa: E402
+from seugpt.plots.language import Language  # noqa: E402
 from seugpt.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, RED, saved_figure  # noqa: E402
 from seugpt.training.logger import RunLogger  # noqa: E402
 from train import TrainConfig, Trainer  # noqa: E402
@@ -432,18 +433,12 @@ WORDS = {
 }
 
 
-def localized(number, digits, language):
-    """A number with the thousands separator and decimal mark of a language."""
-    text = f"{number:,.{digits}f}"
-    return text.translate(str.maketrans(",.", ".,")) if language == "pt" else text
-
-
 def short(count, language):
     """13,104 as 13K, 3,139,008 as 3.1M."""
     if count < 999_500:
         return f"{count / 1000:.0f}{WORDS[language]['thousand']}"
     digits = 1 if count < 9_950_000 else 0
-    return localized(count / 1e6, digits, language) + WORDS[language]["million"]
+    return Language(language).number(f"{count / 1e6:,.{digits}f}") + WORDS[language]["million"]
 
 
 def draw(path, language, runs, prediction, large):
@@ -457,7 +452,7 @@ def draw(path, language, runs, prediction, large):
         inside = N_fitted >= N
         for tokens, color, marker in zip(TOKENS, (ORANGE, GREEN, BLUE), "s^o", strict=True):
             points = [run for run in runs if run["tokens"] == tokens]
-            label = words["tokens"].format(tokens=localized(tokens, 0, language))
+            label = words["tokens"].format(tokens=Language(language).number(f"{tokens:,.0f}"))
             left.plot(N[inside], law(N[inside], tokens), color=color)
             left.plot(N[~inside], law(N[~inside], tokens), "--", color=color)
             sizes = [run["parameters"] for run in points]
@@ -469,16 +464,16 @@ def draw(path, language, runs, prediction, large):
         draw_terms(right, language, law, (min(r["parameters"] for r in runs), N_fitted, N_large))
         left.set(xscale="log", xlabel=words["parameters"], ylabel=words["loss"])
         left.xaxis.set_major_formatter(lambda count, _: short(count, language))
-        left.yaxis.set_major_formatter(lambda loss, _: localized(loss, 1, language))
+        left.yaxis.set_major_formatter(lambda loss, _: Language(language).number(f"{loss:,.1f}"))
         left.grid(alpha=0.3)
         left.legend(frameon=False)
         title = words["title"].format(
             fitted=short(N_fitted, language),
-            predicted=localized(predicted, 3, language),
+            predicted=Language(language).number(f"{predicted:,.3f}"),
             large=short(N_large, language),
         )
         if large:
-            reached = localized(large["loss"], 3, language)
+            reached = Language(language).number(f"{large['loss']:,.3f}")
             title += "; " + words["miss"].format(reached=reached)
         figure.suptitle(title)
 
@@ -493,7 +488,7 @@ def draw_terms(axes, language, law, sizes):
         axes.bar(range(len(sizes)), heights, bottom=bottom, color=color, label=words[name])
         bottom += heights
     axes.set_xticks(range(len(sizes)), [short(N, language) for N in sizes])
-    axes.yaxis.set_major_formatter(lambda loss, _: localized(loss, 1, language))
+    axes.yaxis.set_major_formatter(lambda loss, _: Language(language).number(f"{loss:,.1f}"))
     axes.set(title=words["terms"], xlabel=words["parameters"], ylim=(0, 1.35 * bottom.max()))
     axes.legend(frameon=False, reverse=True)
 

@@ -27,6 +27,7 @@ from prepare import PrepareConfig, prepare  # noqa: E402
 from seugpt.checkpoint import load_checkpoint  # noqa: E402
 from seugpt.cli.config_parser import parse_configs  # noqa: E402
 from seugpt.data.dataset import Dataset  # noqa: E402
+from seugpt.plots.language import Language  # noqa: E402
 from seugpt.plots.style import BLACK, BLUE, GREEN, RED, char_label, saved_figure  # noqa: E402
 from seugpt.training.logger import RunLogger  # noqa: E402
 from seugpt.training.optimizer import make_optimizers  # noqa: E402
@@ -464,12 +465,6 @@ WORDS = {
 }
 
 
-def localized(number, digits, language):
-    """A number with the thousands separator and decimal mark of a language."""
-    text = f"{number:,.{digits}f}"
-    return text.translate(str.maketrans(",.", ".,")) if language == "pt" else text
-
-
 def draw_schedule(path, language):
     words = WORDS[language]
     cosine = gpt2_config()
@@ -481,7 +476,7 @@ def draw_schedule(path, language):
             axes.plot(steps, [get_lr(s, cooldown) for s in steps], "--", color=RED, lw=2)
             axes.set_xlabel(words["step"])
             axes.yaxis.set_major_formatter(lambda lr, _: f"{lr * 1e4:.0f}e-4" if lr else "0")
-            axes.xaxis.set_major_formatter(lambda s, _: localized(s, 0, language))
+            axes.xaxis.set_major_formatter(lambda s, _: Language(language).number(f"{s:,.0f}"))
             axes.grid(alpha=0.3)
         figure.suptitle(words["schedule"])
         left.set(title=words["start"], ylabel=words["lr"], xticks=[0, 2000, 4000], ylim=(0, 6.6e-4))
@@ -497,7 +492,7 @@ def draw_missing_line(path, language, runs):
     with saved_figure(path, 8.0, 4.0) as figure:
         axes = figure.subplots()
         for (name, (losses, val_loss)), (style, color) in zip(runs.items(), styles, strict=True):
-            val = words["validation"].format(localized(val_loss, 2, language))
+            val = words["validation"].format(Language(language).number(f"{val_loss:,.2f}"))
             label = f"{words[name]}\n({val})"
             axes.plot(losses, style, color=color, lw=2, label=label)
         axes.set(title=words["missing"], xlabel=words["step"], ylabel=words["loss"], ylim=(0, 5))

@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from seugpt.training.logger import RunLogger
-from tests.helpers import ROOT, code_blocks, train_configs
+from tests.helpers import ROOT, assert_same_figures, code_blocks, train_configs
 from train import get_lr
-
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-\d+)?")
-
-
-def numbers(text):
-    return [float(number.replace(",", "")) for number in NUMBER.findall(text)]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +24,7 @@ def test_training_loop_figures_are_the_committed_ones(training_loop):
     committed = training_loop["FIGURES"].read_text(encoding="utf-8")
     with training_loop["open_dataset"]() as dataset:
         computed = training_loop["figures"](dataset, training_loop["missing_line_runs"](dataset))
-    assert NUMBER.sub("#", computed).split() == NUMBER.sub("#", committed).split()
-    assert numbers(computed) == pytest.approx(numbers(committed), abs=1e-9, rel=1e-3)
+    assert_same_figures(computed, committed, absolute=1e-9)
 
 
 @pytest.mark.parametrize("beta2", [0.95, 0.999])
