@@ -394,6 +394,12 @@ class DecodeConfig(BaselineConfig):
         Literal["float32", "bfloat16"], "of the weights of transformers; nanoGPT's are float32"
     ] = "float32"
 
+    def problems(self):
+        if self.baseline_dtype == "float32" or self.baseline == "transformers":
+            return super().problems()
+        advice = "is for --baseline=transformers; drop it, or give that"
+        return [*super().problems(), f"baseline_dtype={self.baseline_dtype} {advice}"]
+
 
 def bench_decode(options, model_config, config):
     """Tokens per second of generation, in one row and several; untrained models are as fast."""
@@ -520,7 +526,8 @@ GPU_SUITE = {  # each part takes at most ten minutes of a GPU, by its expected s
     ),
     "run": ("run config/train_shakespeare_char.py --rounds=1",),
 }
-WITHOUT_BASELINE = ("prepare", "batches")  # a command, and a part that compares our own steps
+COMMANDS_WITHOUT_BASELINE = ("prepare",)
+PARTS_WITHOUT_BASELINE = ("batches",)  # compares our own steps
 SMOKE_SUITE = (
     "step config/quickstart.py --n_layer=1 --device=cpu --steps=1 --rounds=1",
     "time_to_loss --config='config/quickstart.py --max_iters=2 "
@@ -554,8 +561,9 @@ def suite_options(options, part, line):
     """The suite's own options that a line of it takes."""
     name = line.split()[0]
     words = [f"--results={options.results}"] if options.results else []
+    takes_none = name in COMMANDS_WITHOUT_BASELINE or part in PARTS_WITHOUT_BASELINE
     cannot = name == "run" and options.baseline == "transformers"  # which has no train.py
-    if options.baseline and not cannot and not {name, part} & set(WITHOUT_BASELINE):
+    if options.baseline and not takes_none and not cannot:
         words.append(f"--baseline={options.baseline}")
     return words
 
