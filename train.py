@@ -42,6 +42,7 @@ from seugpt.training.batch_ramp import (
 )
 from seugpt.training.distributed import DistributedEnv, process_group
 from seugpt.training.failures import memory_advice, not_finite_error
+from seugpt.training.gradient_checkpointing import checkpoint_blocks
 from seugpt.training.init_from import (
     build_model,
     check_batch_memory,
@@ -72,6 +73,7 @@ class TrainConfig:
     eval_iters: Annotated[int, "batches per split in an evaluation; 0: whole splits", ">= 0"] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     report: Annotated[bool, "print parameters, FLOPs and memory, and stop"] = False
+    report_world_size: Annotated[int | None, "processes that --report counts for", ">= 1"] = None
     always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: it always is"] = True
     keep_last: Annotated[int, "numbered checkpoints kept besides latest.pt", ">= 0"] = 0
     snapshot_interval: Annotated[int, "steps between snapshots for plots; 0: none", ">= 0"] = 0
@@ -106,9 +108,11 @@ class TrainConfig:
     min_lr: Annotated[float, "final learning rate; usually learning_rate / 10", ">= 0"] = 6e-5
     # system
     backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "DDP backend"] = "auto"
+    dp_shard_size: Annotated[int, "ranks that share a model's shards (FSDP); 1: DDP", ">= 1"] = 1
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on CUDA"] = "auto"
+    gradient_checkpointing: Annotated[bool, "recompute activations to save memory"] = False
     threads: ThreadsOption = None
     seed: Annotated[int, "seed of weights, batches and dropout", ">= 0", "< 2**63"] = 1337
 
@@ -188,6 +192,8 @@ class Trainer:
         self.device = pick_device(config.device, local_rank, local_world_size)
         self.dtype = pick_dtype(config.dtype, self.device, training=True)
         self.raw_model = model.to(self.device)  # what is saved and evaluated
+        if config.gradient_checkpointing:
+            checkpoint_blocks(self.raw_model, preserve_rng_state=model.config.dropout > 0)
         self.model = self.dist_env.wrap_ddp(self.raw_model, self.device)  # what is trained
         # AdamW, decaying matrices alone; or Muon for the blocks' matrices, AdamW for the rest
         self.optimizers = make_optimizers(model, config, self.device, self.dtype)
