@@ -32,7 +32,7 @@ from model import ModelConfig  # noqa: E402
 from seugpt.checkpoint.shapes import parameter_shapes  # noqa: E402
 from seugpt.plots.language import Language  # noqa: E402
 from seugpt.plots.style import BLUE, GREEN, GREY, ORANGE, saved_figure  # noqa: E402
-from seugpt.training.report import forward_flops  # noqa: E402
+from seugpt.training.report import format_si, forward_flops  # noqa: E402
 
 IMAGES = {"en": ROOT / "docs" / "images", "pt": ROOT / "docs" / "images" / "pt"}
 GPUS_PER_MACHINE = 8
@@ -190,9 +190,7 @@ def table_row(name, gpu, size, work, way):
         cells.append(f"{1000 * seconds:,.0f} ms ({share:.0%})")
         if state > gpu.memory:
             cells[-1] = "does not fit"
-    memory = " to ".join(
-        dict.fromkeys(f"{state / 1e9:.2g} GB" for state in (states[0], states[-1]))
-    )
+    memory = " to ".join(dict.fromkeys(format_si(states[i], "B") for i in (0, -1)))
     return f"| {name} | {size} | {way} | {memory} | {' | '.join(cells)} |"
 
 
