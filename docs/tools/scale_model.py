@@ -244,7 +244,7 @@ def draw_panel(axes, gpu, work, texts):
     axes.set_xscale("log", base=2)
     axes.set_xticks(world_sizes, [str(n) for n in world_sizes])
     axes.set_ylim(0, 1.05)
-    axes.legend(loc="lower left", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
 
 
 def main():
