@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,6 +50,7 @@ from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.quantize import inference_dtype, quantize
 from seugpt.generation.sampling import SamplingParams
 from seugpt.generation.text_stream import fetch
+from seugpt.training.batch_ramp import num_micro_batches
 from seugpt.training.init_from import build_model
 from seugpt.training.logger import RunLogger, format_duration
 from seugpt.training.memory import keep_freed_memory
@@ -172,6 +173,8 @@ def contenders(baseline):
 
 
 def start_workers(baseline, model_config, config):
+    """{name: Worker}, of steps with all micro-batches: the baselines have no batch ramp."""
+    config = replace(config, rampup_start=0, rampup_iters=0)
     return {name: start(model_config, config) for name, start in contenders(baseline).items()}
 
 
@@ -304,8 +307,9 @@ def describe_step(name, rounds_ms, info, device, tokens, flops):
 
 
 def print_run_time(config, step_ms, evaluation_seconds):
-    """How long the whole run will take at this speed."""
-    training = config.max_iters * step_ms / 1000
+    """How long the whole run will take at this speed of a step with all micro-batches."""
+    micro_batch_ms = step_ms / config.gradient_accumulation_steps
+    training = num_micro_batches(config.max_iters, config) * micro_batch_ms / 1000
     num_evaluations = math.ceil(config.max_iters / config.eval_interval) + 1
     total = training + num_evaluations * evaluation_seconds
     print(
@@ -354,6 +358,11 @@ def bench_time_to_loss(options):
     for seed in range(options.seeds):
         for name, text, start in runs:
             model_config, config = configs_of_run(text, seed)
+            if config.rampup_start and name not in options.config:
+                raise ConfigError(
+                    f"{name}: the baseline has no batch ramp; add --rampup_start=0 "
+                    "--rampup_iters=0 to its run"
+                )
             worker = start(model_config, config)
             interval = options.interval or max(config.max_iters // 20, 1)
             result = worker("train_until", options.target, interval) | worker("info")

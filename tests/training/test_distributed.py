@@ -53,9 +53,6 @@ def test_all_ranks_together_see_the_batches_of_one_process(make_trainer, accumul
         found = []
         for rank in range(world_size):
             trainer.dist_env = DistributedEnv(rank, world_size)
-            trainer.micro_steps, trainer.row_slice = trainer.dist_env.split_step(
-                accumulation_steps, trainer.config.batch_size
-            )
             for step in range(3):
                 trainer.state.step = step
                 for micro_step in range(trainer.micro_steps):
