@@ -3,7 +3,6 @@
 A namespace is a node of its own for the network: it has an address, and its cable can be pulled.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from tests.helpers import ROOT, logged_values, wait_until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.name == "nt", reason="needs kill -9"),
+    pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, to find a node's processes"),
     pytest.mark.skipif(
         not torch.distributed.is_available(), reason="this torch has no torch.distributed"
     ),
@@ -35,7 +34,6 @@ import os, signal, time
 from pathlib import Path
 import train
 
-Path(f"worker-{os.environ['NODE']}").write_text(str(os.getpid()))
 kills = [kill.split(":") for kill in os.environ["KILL"].split()]
 train_step = train.Trainer.train_step
 
@@ -110,12 +108,13 @@ class Nodes:
         return Path(f"output-{node}").read_text(encoding="utf-8")
 
     def kill(self, node):
-        """Kill the agent of a node, then its worker, which outlives the agent."""
-        if self.agents[node].poll() is None:
-            self.agents[node].kill()
-            self.agents[node].wait()
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                os.kill(int(Path(f"worker-{node}").read_text()), signal.SIGKILL)
+        """Kill the agent of a node and its worker, which would outlive it."""
+        agent = self.agents[node]
+        if agent.poll() is None:
+            workers = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            for pid in [agent.pid, *map(int, workers)]:
+                os.kill(pid, signal.SIGKILL)
+            agent.wait()
 
 
 def free_port():
@@ -141,7 +140,7 @@ def start_nodes():
 @pytest.fixture
 def namespaces():
     """The names of two network namespaces, 10.0.0.1 and 10.0.0.2, joined by a cable from eth0."""
-    if not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("ip"):
+    if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("network namespaces need root, and the command ip of iproute2")
     names = [f"seugpt-{os.getpid()}-{node}" for node in range(2)]
     cable = ["link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0"]
