@@ -109,6 +109,7 @@ class TrainConfig:
     # system
     backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "DDP backend"] = "auto"
     dp_shard_size: Annotated[int, "ranks that share a model's shards (FSDP); 1: DDP", ">= 1"] = 1
+    dist_timeout_s: Annotated[int, "seconds to wait for other processes", ">= 1", "<= 86400"] = 600
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on CUDA"] = "auto"
@@ -495,7 +496,7 @@ def train(model_config, config, ckpt):
     if dist_env.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
     prepare_device(device, model.config.dropout)
-    with process_group(backend) as exit_process:
+    with process_group(backend, config.dist_timeout_s) as exit_process:
         dist_env.check_same(rank_values(model_config, config, resume_ckpt, dataset))
         log = RunLogger(config, resume_ckpt, quiet=dist_env.rank > 0)
         with closing(log):
