@@ -11,6 +11,7 @@ import numpy as np
 from model import IGNORE_INDEX
 from seugpt.data.corpora import CORPORA
 from seugpt.data.dataset_dir import NUM_SAMPLES, dataset_name, fingerprint, read_meta
+from seugpt.data.permutation import permuted_windows
 from seugpt.data.shards import LAYOUTS, LAYOUTS_OF_GPT2, SPLITS, find_external, open_all, open_flat
 from seugpt.data.tokenizer import load_tokenizer
 from seugpt.errors import DataError
@@ -130,6 +131,20 @@ class Dataset:
         ids = self.ids[split]
         rng = np.random.default_rng((seed, index))
         starts = rng.integers(len(ids) - block_size, size=batch_size)
+        return self.read_windows(ids, starts, block_size)
+
+    def permuted_batch(self, split, index, batch_size, block_size, seed):
+        """As batch, but each epoch has each window once, in a random order of its own.
+
+        The windows are (len - 1) // block_size consecutive ones, which do not overlap. Batches
+        follow each other without a gap, so one may end an epoch and begin the next.
+        """
+        ids = self.ids[split]
+        num_windows = (len(ids) - 1) // block_size
+        windows = permuted_windows(index * batch_size, batch_size, num_windows, seed)
+        return self.read_windows(ids, windows * block_size, block_size)
+
+    def read_windows(self, ids, starts, block_size):
         windows = ids.windows(starts.tolist(), block_size + 1)  # (batch_size, block_size + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 
