@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,6 +55,7 @@ from seugpt.generation.decoder import Decoder, generate_tokens
 from seugpt.generation.quantize import inference_dtype, quantize
 from seugpt.generation.sampling import SamplingParams
 from seugpt.generation.text_stream import fetch
+from seugpt.training.batch_ramp import num_micro_batches
 from seugpt.training.init_from import build_model
 from seugpt.training.logger import RunLogger, format_duration
 from seugpt.training.memory import keep_freed_memory
@@ -177,6 +178,8 @@ def contenders(baseline):
 
 
 def start_workers(baseline, model_config, config):
+    """{name: Worker}, of steps with all micro-batches: the baselines have no batch ramp."""
+    config = replace(config, rampup_start=0, rampup_iters=0)
     return {name: start(model_config, config) for name, start in contenders(baseline).items()}
 
 
@@ -309,8 +312,9 @@ def describe_step(name, rounds_ms, info, device, tokens, flops):
 
 
 def print_run_time(config, step_ms, evaluation_seconds):
-    """How long the whole run will take at this speed."""
-    training = config.max_iters * step_ms / 1000
+    """How long the whole run will take at this speed of a step with all micro-batches."""
+    micro_batch_ms = step_ms / config.gradient_accumulation_steps
+    training = num_micro_batches(config.max_iters, config) * micro_batch_ms / 1000
     num_evaluations = math.ceil(config.max_iters / config.eval_interval) + 1
     total = training + num_evaluations * evaluation_seconds
     print(
@@ -359,6 +363,11 @@ def bench_time_to_loss(options):
     for seed in range(options.seeds):
         for name, text, start in runs:
             model_config, config = configs_of_run(text, seed)
+            if config.rampup_start and name not in options.config:
+                raise ConfigError(
+                    f"{name}: the baseline has no batch ramp; add --rampup_start=0 "
+                    "--rampup_iters=0 to its run"
+                )
             worker = start(model_config, config)
             interval = options.interval or max(config.max_iters // 20, 1)
             result = worker("train_until", options.target, interval) | worker("info")
@@ -398,6 +407,12 @@ class DecodeConfig(BaselineConfig):
     baseline_dtype: Annotated[
         Literal["float32", "bfloat16"], "of the weights of transformers; nanoGPT's are float32"
     ] = "float32"
+
+    def problems(self):
+        if self.baseline_dtype == "float32" or self.baseline == "transformers":
+            return super().problems()
+        advice = "is for --baseline=transformers; drop it, or give that"
+        return [*super().problems(), f"baseline_dtype={self.baseline_dtype} {advice}"]
 
 
 def bench_decode(options, model_config, config):
@@ -560,7 +575,8 @@ GPU_SUITE = {  # each part takes at most ten minutes of a GPU, by its expected s
     ),
     "run": ("run config/train_shakespeare_char.py --rounds=1",),
 }
-WITHOUT_BASELINE = ("prepare", "batches")  # a command, and a part that compares our own steps
+COMMANDS_WITHOUT_BASELINE = ("prepare",)
+PARTS_WITHOUT_BASELINE = ("batches",)  # compares our own steps
 SMOKE_SUITE = (
     "step config/quickstart.py --n_layer=1 --device=cpu --steps=1 --rounds=1",
     "time_to_loss --config='config/quickstart.py --max_iters=2 "
@@ -594,8 +610,9 @@ def suite_options(options, part, line):
     """The suite's own options that a line of it takes."""
     name = line.split()[0]
     words = [f"--results={options.results}"] if options.results else []
+    takes_none = name in COMMANDS_WITHOUT_BASELINE or part in PARTS_WITHOUT_BASELINE
     cannot = name == "run" and options.baseline == "transformers"  # which has no train.py
-    if options.baseline and not cannot and not {name, part} & set(WITHOUT_BASELINE):
+    if options.baseline and not takes_none and not cannot:
         words.append(f"--baseline={options.baseline}")
     return words
 

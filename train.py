@@ -35,8 +35,15 @@ from seugpt.evaluation.loss import summed_loss
 from seugpt.generation.text_stream import sample_text
 from seugpt.plots.loss_curve import draw_loss_curve
 from seugpt.threads import CpuThreads, ThreadsOption
+from seugpt.training.batch_ramp import (
+    check_split,
+    find_ramp_problem,
+    get_accumulation_steps,
+    num_micro_batches,
+)
 from seugpt.training.distributed import DistributedEnv, process_group
 from seugpt.training.failures import memory_advice, not_finite_error
+from seugpt.training.gradient_checkpointing import checkpoint_blocks
 from seugpt.training.init_from import (
     build_model,
     check_batch_memory,
@@ -67,6 +74,7 @@ class TrainConfig:
     eval_iters: Annotated[int, "batches per split in an evaluation; 0: whole splits", ">= 0"] = 200
     eval_only: Annotated[bool, "evaluate once, save nothing and stop"] = False
     report: Annotated[bool, "print parameters, FLOPs and memory, and stop"] = False
+    report_world_size: Annotated[int | None, "processes that --report counts for", ">= 1"] = None
     always_save_checkpoint: Annotated[bool, "nanoGPT's; no effect: it always is"] = True
     keep_last: Annotated[int, "numbered checkpoints kept besides latest.pt", ">= 0"] = 0
     snapshot_interval: Annotated[int, "steps between snapshots for plots; 0: none", ">= 0"] = 0
@@ -85,6 +93,8 @@ class TrainConfig:
     ] = "random"
     gradient_accumulation_steps: Annotated[int, "micro-batches a step, all GPUs", ">= 1"] = 40
     batch_size: Annotated[int, "sequences per micro-batch", ">= 1"] = 12
+    rampup_start: Annotated[int, "micro-batches of step 0, to be doubled; 0: all", ">= 0"] = 0
+    rampup_iters: Annotated[int, "steps until all micro-batches are made", ">= 0"] = 0
     # optimizer
     optimizer: Annotated[Literal["adamw", "muon"], "muon: for the blocks' matrices"] = "adamw"
     learning_rate: Annotated[float, "peak learning rate, reached after the warmup", ">= 0"] = 6e-4
@@ -102,17 +112,29 @@ class TrainConfig:
     min_lr: Annotated[float, "final learning rate; usually learning_rate / 10", ">= 0"] = 6e-5
     # system
     backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "DDP backend"] = "auto"
+    dp_shard_size: Annotated[int, "ranks that share a model's shards (FSDP); 1: DDP", ">= 1"] = 1
+    dist_timeout_s: Annotated[int, "seconds to wait for other processes", ">= 1", "<= 86400"] = 600
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
     compile: Annotated[bool | Literal["auto"], "torch.compile; auto: on CUDA"] = "auto"
+    gradient_checkpointing: Annotated[bool, "recompute activations to save memory"] = False
     threads: ThreadsOption = None
     seed: Annotated[int, "seed of weights, batches and dropout", ">= 0", "< 2**63"] = 1337
+
+    def __post_init__(self):
+        problem = find_ramp_problem(self)
+        if problem:
+            raise ValueError(problem)
 
     def compiles(self, device):
         return pick_compile(self.compile, device)
 
     def tokens_per_step(self, block_size):
+        """Those of a step after the batch ramp."""
         return self.gradient_accumulation_steps * self.batch_size * block_size
+
+    def tokens_before(self, step, block_size):
+        return num_micro_batches(step, self) * self.batch_size * block_size
 
 
 def get_lr(step, config):
@@ -177,10 +199,9 @@ class Trainer:
         self.device = pick_device(config.device, local_rank, local_world_size)
         self.dtype = pick_dtype(config.dtype, self.device, training=True)
         self.raw_model = model.to(self.device)  # what is saved and evaluated
+        if config.gradient_checkpointing:
+            checkpoint_blocks(self.raw_model, preserve_rng_state=model.config.dropout > 0)
         self.model = self.dist_env.wrap_ddp(self.raw_model, self.device)  # what is trained
-        self.micro_steps, self.row_slice = self.dist_env.split_step(
-            config.gradient_accumulation_steps, config.batch_size
-        )
         # AdamW, decaying matrices alone; or Muon for the blocks' matrices, AdamW for the rest
         self.optimizers = make_optimizers(model, config, self.device, self.dtype)
         self.autocast = make_autocast(self.device, self.dtype)
@@ -203,11 +224,14 @@ class Trainer:
         torch.manual_seed(config.seed + self.dist_env.rank)  # dropout differs between ranks
 
     def make_throughput(self):
-        tokens_per_step = self.config.tokens_per_step(self.raw_model.config.block_size)
+        def tokens_before(step):
+            return self.config.tokens_before(step, self.raw_model.config.block_size)
+
         peak = peak_flops(self.device, self.dtype)  # of one device; None if it is unknown
         if peak is not None:
             peak *= self.dist_env.world_size
-        return Throughput(tokens_per_step, self.raw_model.flops_per_token(), peak)
+        flops_per_token = self.raw_model.flops_per_token()
+        return Throughput(tokens_before, self.config.max_iters, flops_per_token, peak)
 
     def compile(self):
         self.log.info("compiling the model, which takes a minute ...")
@@ -276,17 +300,28 @@ class Trainer:
             self.check_last_step()
             self.log_step(loss.item(), lr, grad_norm.item())
 
+    def split_step(self):
+        """This rank's part of the step: (micro-batches, slice of their rows or None for all)."""
+        accumulation_steps = get_accumulation_steps(self.state.step, self.config)
+        return self.dist_env.split_step(accumulation_steps, self.config.batch_size)
+
+    @property
+    def micro_steps(self):
+        """This rank's micro-batches in the step."""
+        return self.split_step()[0]
+
     def batch(self, micro_step):
         """This rank's x and y, int64 (rows, T): a pure function of the seed and the step."""
         config = self.config
-        index = self.state.step * self.micro_steps + micro_step
-        if self.row_slice is None:  # each rank has micro-batches of its own
-            index = index * self.dist_env.world_size + self.dist_env.rank
+        _, row_slice = self.split_step()
+        index = num_micro_batches(self.state.step, config)  # of all steps before
+        if row_slice is None:  # each rank has micro-batches of its own
+            index += micro_step * self.dist_env.world_size + self.dist_env.rank
         block_size = self.raw_model.config.block_size
         # windows of the text, and the same windows one token later
         x, y = self.read_batch("train", index, config.batch_size, block_size, config.seed)
-        if self.row_slice is not None:  # the ranks share the rows of this micro-batch
-            x, y = x[self.row_slice], y[self.row_slice]
+        if row_slice is not None:  # the ranks share the rows of this micro-batch
+            x, y = x[row_slice], y[row_slice]
         return to_device(x, self.device), to_device(y, self.device)
 
     def accumulate_gradients(self):
@@ -446,13 +481,13 @@ class Trainer:
 def train(model_config, config, ckpt):
     """Train a model and save it to out_dir. All is checked before anything is written."""
     dist_env = DistributedEnv.from_environment()
-    dist_env.split_step(config.gradient_accumulation_steps, config.batch_size)  # may raise
     device = pick_device(config.device, dist_env.local_rank, dist_env.local_world_size)
     pick_dtype(config.dtype, device, training=True)  # may raise
-    backend = dist_env.pick_backend(config.backend, device)
     if config.report:
         print_report(model_config, config, dist_env, device)
         return
+    check_split(config, dist_env)
+    backend = dist_env.pick_backend(config.backend, device)
     dataset = Dataset(dataset_path(config.dataset), config.tokenizer)
     model, adaptation_notes = build_model(model_config, config, ckpt, dataset.tokenizer)
     resume_ckpt = ckpt if config.init_from == "resume" else None
@@ -468,7 +503,7 @@ def train(model_config, config, ckpt):
     if dist_env.rank == 0:
         dataset.check(model.config.vocab_size, model.config.block_size)
     prepare_device(device, model.config.dropout)
-    with process_group(backend) as exit_process:
+    with process_group(backend, config.dist_timeout_s) as exit_process:
         dist_env.check_same(rank_values(model_config, config, resume_ckpt, dataset))
         log = RunLogger(config, resume_ckpt, quiet=dist_env.rank > 0)
         with closing(log):
@@ -488,8 +523,7 @@ def main(argv=None):
     with command(distributed=True):
         parser = ConfigParser(ModelConfig, TrainConfig, description=__doc__)
         model_config, config, ckpt = resolve_config(parser.parse(argv))
-        advice = memory_advice(config.batch_size, config.gradient_accumulation_steps)
-        with out_of_memory_advice(advice):
+        with out_of_memory_advice(memory_advice(config)):
             train(model_config, config, ckpt)
 
 

@@ -1,6 +1,7 @@
 """Draw all plots of the docs, from what docs/data and docs/speed keep of the runs.
 
 Those of the course in two languages: docs/images has the English ones, docs/images/pt the others.
+It takes a few minutes, as lessons 3 and 4 train their small models for it.
 
     python docs/tools/plots.py
 
@@ -11,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import visualize  # noqa: E402
 
+TOOLS = ROOT / "docs" / "tools"
 DATA = ROOT / "docs" / "data"
 IMAGES = {"en": ROOT / "docs" / "images", "pt": ROOT / "docs" / "images" / "pt"}
 WITH_WEIGHTS = (
@@ -103,6 +106,8 @@ def main():
         for name, line in PLOTS.items():
             words = [str(DATA / word) if is_run(word) else word for word in shlex.split(line)]
             visualize.main([*words, f"--to={folder / name}", f"--lang={lang}"])
+    for file in dict.fromkeys(LESSON_PLOTS.values()):
+        subprocess.run([sys.executable, TOOLS / file], stdout=subprocess.DEVNULL, check=True)
     speed_tables.main()
 
 

@@ -120,9 +120,9 @@ def generate_tokens(decoder, prompts, max_new_tokens, vocab_size, params, rng=No
 
     It yields max_new_tokens times. Prompts may differ in length; each row is what it would be
     alone. A token attends to at most block_size ones. Past that, with RoPE the window rolls: each
-    token attends to the last block_size ones. A learned position is fixed to its token, so there
-    the window restarts with the last block_size / 2 tokens of the row. Ids of vocab_size and above
-    are padding and never drawn. `rng`: a torch.Generator on the model's device.
+    token attends to the last block_size ones. A learned position cannot move with its token, so
+    there the window restarts with the last block_size / 2 tokens of the row. Ids of vocab_size and
+    above are padding and never drawn. `rng`: a torch.Generator on the model's device.
     """
     config = decoder.model.config
     device = decoder.model.wte.weight.device

@@ -1,12 +1,14 @@
 """Where the heads of a model look: maps of a short text, patterns over a long one."""
 
+import math
+
 import numpy as np
 import torch
 from matplotlib.colors import PowerNorm
 
 from seugpt.errors import ConfigError, DataError
-from seugpt.plots.attention_patterns import OTHER_TARGETS, attention_patterns
-from seugpt.plots.internals import MAX_TOKENS, attention_weights, load_model_and_text
+from seugpt.plots.attention_patterns import OTHER_TARGETS, attention_patterns, window_shape
+from seugpt.plots.internals import attention_weights, load_model_and_text
 from seugpt.plots.language import ENGLISH
 from seugpt.plots.style import quote, saved_figure, token_labels
 
@@ -157,7 +159,7 @@ def plot_attention_patterns(path, source, text, language=ENGLISH, show=False):
                 "Shares of a head's attention, averaged over {count:,} tokens. "
                 "Each average covers only\nthe tokens that have such a token before them, "
                 "so the distances of a row add up to more than 100%.",
-                count=min(len(ids), MAX_TOKENS),
+                count=math.prod(window_shape(len(ids), model.config.block_size)),
             )
         )
         label_rows(axes, num_layers, num_heads, legible, language)

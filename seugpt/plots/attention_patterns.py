@@ -50,16 +50,21 @@ def attention_targets(idx, is_space):
     return torch.stack(masks, dim=1)
 
 
+def window_shape(num_tokens, block_size):
+    """(B, T) of the windows into which a text is cut; the tokens that fill none are left out."""
+    T = min(num_tokens, block_size, MAX_WINDOW)
+    return min(num_tokens, MAX_TOKENS) // T, T
+
+
 def attention_patterns(model, ids, is_space, language=ENGLISH):
     """(K names, shares of each head's attention (L, nh, K), shares of a uniform head (K)).
 
     ids (T,); is_space (T,): whether a token begins with white space. The text is cut into windows
     of block_size. Shares are averages over the tokens that have the target before them.
     """
-    T = min(len(ids), model.config.block_size, MAX_WINDOW)
-    num_windows = min(len(ids), MAX_TOKENS) // T
-    idx = ids[: num_windows * T].view(-1, T)
-    is_space = is_space[: num_windows * T].view(-1, T)
+    B, T = window_shape(len(ids), model.config.block_size)
+    idx = ids[: B * T].view(B, T)
+    is_space = is_space[: B * T].view(B, T)
     uniform_weights = torch.ones(T, T).tril() / torch.arange(1, T + 1)[:, None]
     shares = 0
     uniform = 0

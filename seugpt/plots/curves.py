@@ -50,12 +50,13 @@ class Run:
         """Where `steps` lie on the axis `x`, a key of X_LABELS."""
         if x == "step" or not len(self.steps["step"]):
             return steps
-        step_seconds = self.steps["step_ms"] / 1000
+        per_step = self.steps["step_ms"] / 1000  # seconds
         if x == "tokens":
-            return steps * np.median(self.steps["tokens_per_s"] * step_seconds)
-        steps_made = self.steps["step"] + 1
-        seconds = np.cumsum(np.diff(steps_made, prepend=0) * step_seconds)
-        return np.interp(steps, np.concatenate(([0], steps_made)), np.concatenate(([0], seconds)))
+            per_step = per_step * self.steps["tokens_per_s"]
+        steps_made = np.concatenate(([0], self.steps["step"] + 1))
+        totals = np.concatenate(([0], np.cumsum(np.diff(steps_made) * per_step)))
+        steps_after = np.maximum(steps - steps_made[-1], 0)  # those not logged at the end
+        return np.interp(steps, steps_made, totals) + steps_after * per_step[-1]
 
 
 def read_run(folder):

@@ -4,7 +4,10 @@ import contextlib
 import os
 import re
 import sys
+import time
+import uuid
 from dataclasses import dataclass, fields
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -145,21 +148,21 @@ class DistributedEnv:
 
 
 @contextlib.contextmanager
-def process_group(backend):
+def process_group(backend, timeout_s=600):
     """Connect the processes of a run; yields the function that ends this process with an exit code.
 
-    Raises ConfigError if another process dies or does not respond.
+    Raises ConfigError if another process dies, or does not respond for timeout_s seconds.
     """
     if not backend:
         yield exit_if_nonzero
         return
     try:
-        store, rank, world_size = next(dist.rendezvous("env://"))
-        # After a restart by torchrun (torch 2.13), the store still has the addresses of the
-        # processes that died.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
-        store = dist.PrefixStore(f"attempt {attempt}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        timeout = timedelta(seconds=timeout_s)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(agree_on_prefix(store, rank, world_size), store)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
         yield barrier_and_exit
     except RuntimeError as error:
         first_line = str(error).partition("\n")[0]
@@ -174,6 +177,34 @@ def process_group(backend):
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def agree_on_prefix(store, rank, world_size):
+    """A prefix for the keys of these processes alone, the same on all ranks.
+
+    torchrun's store (torch 2.13) outlives its processes and still has the addresses of those that
+    died. Nothing in the environment names an attempt: TORCHELASTIC_RESTART_COUNT differs between
+    nodes, and does not count the restarts that follow a node that joins or leaves. So each rank
+    announces itself under a new name, and rank 0 answers the newest name of each.
+
+    Raises DistStoreError if the others do not come within the store's timeout.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"name of rank {rank}", name)
+        prefix = store.get(f"prefix for {name}").decode()
+        store.add(f"{prefix} joined", 1)
+        return prefix
+    prefix = name
+    deadline = time.monotonic() + store.timeout.total_seconds()
+    while store.add(f"{prefix} joined", 0) < world_size - 1:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"timed out waiting for {world_size - 1} other processes")
+        for other in range(1, world_size):
+            newest = store.get(f"name of rank {other}").decode()  # may be that of a dead process
+            store.set(f"prefix for {newest}", prefix)
+        time.sleep(0.05)
+    return prefix
 
 
 def exit_if_nonzero(code):

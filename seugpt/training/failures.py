@@ -5,17 +5,22 @@ import torch
 from seugpt.errors import TrainingError
 
 
-def memory_advice(batch_size, accumulation_steps):
+def memory_advice(config):
     """How to make the same step with less memory: a smaller micro-batch, more often."""
+    batch_size = config.batch_size
     factor = next((n for n in range(2, batch_size + 1) if batch_size % n == 0), None)
     if factor is None:
-        return (
-            "batch_size=1 is the minimum: a smaller --block_size, --n_embd or --n_layer needs less"
-        )
-    return (
+        smaller = "a smaller --block_size, --n_embd or --n_layer needs less"
+        if not config.gradient_checkpointing:
+            smaller = f"--gradient_checkpointing or {smaller}"
+        return f"batch_size=1 is the minimum: {smaller}"
+    advice = (
         f"the same step in less memory: --batch_size={batch_size // factor} "
-        f"--gradient_accumulation_steps={accumulation_steps * factor}"
+        f"--gradient_accumulation_steps={config.gradient_accumulation_steps * factor}"
     )
+    if config.rampup_start:
+        advice += f" --rampup_start={config.rampup_start * factor}"
+    return advice
 
 
 def not_finite_error(values, step, dtype, config):

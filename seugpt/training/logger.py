@@ -30,7 +30,7 @@ from seugpt.training.snapshots import remove_snapshots_after
 from seugpt.training.trackers import Trackers
 
 EVALS_BEFORE_WARNING = 3  # without improvement
-BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+BAR_FORMAT = "{percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 def open_log(path):
@@ -193,7 +193,7 @@ class RunLogger:
         self.append(self.metrics_file, json.dumps(values))
         self.trackers.log(values)
 
-    def step(self, step, loss, lr, grad_norm, num_clipped_steps, step_ms, tokens_per_s, mfu):
+    def step(self, step, loss, lr, grad_norm, num_clipped_steps, step_ms, tokens_per_s, mfu, eta_s):
         """One logged step: on the progress bar if there is one, else as a line."""
         values = {
             "step": step,
@@ -209,11 +209,12 @@ class RunLogger:
         speed = f"{tokens_per_s:,.0f} tok/s"
         if mfu is not None:
             speed += f", MFU {mfu:.1%}"
-        eta = format_duration((self.config.max_iters - step - 1) * step_ms / 1000)
+        eta = format_duration(eta_s)
         line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, ETA {eta}"
         self.info(line, to_console=self.bar is None)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.1e}, {speed}", refresh=False)
+            postfix = f"loss {loss:.4f}, lr {lr:.1e}, {speed}, ETA {eta}"
+            self.bar.set_postfix_str(postfix, refresh=False)
 
     def advance(self):
         """One step was made."""

@@ -11,18 +11,21 @@ import sys
 import textwrap
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model import GPT, make_autocast, pick_dtype
-from seugpt.checkpoint.shapes import SkipInit, parameter_shapes
+from model import pick_dtype
+from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.data.dataset import Dataset
 from seugpt.data.dataset_dir import dataset_path
 from seugpt.errors import ConfigError, DataError
-from seugpt.training.allocations import AllocationCounter
+from seugpt.training.batch_ramp import check_split, describe_ramp
+from seugpt.training.distributed import DistributedEnv
 from seugpt.training.init_from import with_vocabulary
-from seugpt.training.optimizer import make_optimizers
+from seugpt.training.memory_estimate import count_memory, kv_cache_bytes, largest_rows
 
-MAX_LAYERS = 1000  # counting them takes 20 seconds
+MAX_LAYERS = 1000  # counting them takes a minute
+GPU_SIZES = (8, 16, 24, 40, 80)  # GB
+USABLE = 0.9  # of a GPU's memory: CUDA and the allocator need some
+COUNTED_ROWS = (1, 64, 128)  # sequences in a micro-batch, from which what fits is computed
 MODULES = ("token embedding", "position embedding", "attention", "MLP", "norms", "head")
 WHY_6N = """\
 Why 6N: in the forward pass each of the N weights is multiplied by one number per token, and the
@@ -128,12 +131,16 @@ def flops_table(flops, block_size):
 def work_table(flops_per_token, block_size, config, dataset):
     """A sequence, a step, an epoch and the run; `dataset` None if there is none."""
     tokens_per_step = config.tokens_per_step(block_size)
-    run_tokens = config.max_iters * tokens_per_step
+    run_tokens = config.tokens_before(config.max_iters, block_size)
     step_note = (
         f"{config.gradient_accumulation_steps:,} micro-batches of {config.batch_size:,} sequences"
     )
     run_note = f"{config.max_iters:,} steps"
-    work = [("a sequence", block_size, ""), ("a step", tokens_per_step, step_note)]
+    work = [("a sequence", block_size, "")]
+    ramp = describe_ramp(config)
+    if ramp:
+        work.append(("the first step", config.tokens_before(1, block_size), ramp))
+    work.append(("a step", tokens_per_step, step_note))
     if dataset:
         epoch_tokens = dataset.tokens["train"]
         work.append(("an epoch", epoch_tokens, f"once over {dataset.path}"))
@@ -145,52 +152,20 @@ def work_table(flops_per_token, block_size, config, dataset):
     return format_table(*rows)
 
 
-def count_memory(model_config, config, device, dtype, micro_steps, rows):
-    """{part: bytes} of a process whose steps have `micro_steps` micro-batches of `rows` sequences.
-
-    The run's own code runs on fake tensors, and live tensors are counted: exact except for what
-    kernels allocate internally. "peak" is the maximum at one time, not the sum.
-    """
-    with FakeTensorMode():
-        with device, SkipInit():
-            model = GPT(model_config)
-        idx = torch.zeros(rows, model_config.block_size, dtype=torch.long, device=device)
-        with AllocationCounter(model.parameters()) as counter:
-            parts = {"weights": counter.current}
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
-            parts["gradients"] = counter.current - sum(parts.values())
-            optimizers = make_optimizers(model, config, device, dtype)
-            for optimizer in optimizers:
-                optimizer.step()
-            parts["optimizer"] = counter.current - sum(parts.values())
-            if micro_steps == 1:  # no earlier micro-batch has left gradients
-                model.zero_grad(set_to_none=True)
-            before = counter.current
-            with make_autocast(device, dtype):
-                loss = model(idx, idx)[1]  # as in Trainer.backward
-            parts["activations"] = counter.current - before
-            loss.backward()
-    return {**parts, "peak": counter.peak}
-
-
-def kv_cache_bytes(model_config, dtype):
-    """Bytes of the KV cache of one sequence at full context."""
-    per_token = model_config.n_layer * model_config.kv_heads * model_config.head_size
-    return 2 * per_token * model_config.block_size * dtype.itemsize
+def split_micro_batches(config, dist_env):
+    """(micro-batches of a step, sequences in each) of one process."""
+    micro_steps, row_slice = dist_env.split_step(
+        config.gradient_accumulation_steps, config.batch_size
+    )
+    return micro_steps, len(range(config.batch_size)[row_slice or slice(None)])
 
 
 def memory_table(model_config, config, device, dtype, dist_env):
     """The memory of each process, by part."""
-    micro_steps, row_slice = dist_env.split_step(
-        config.gradient_accumulation_steps, config.batch_size
-    )
-    rows = len(range(config.batch_size)[row_slice or slice(None)])
-    sizes = count_memory(model_config, config, device, dtype, micro_steps, rows)
-    is_ddp = dist_env.world_size > 1
-    if is_ddp:  # DDP sends the gradients from buffers of its own
-        sizes["peak"] += sizes["gradients"]
-        sizes["gradients"] *= 2
+    micro_steps, rows = split_micro_batches(config, dist_env)
+    world_size = dist_env.world_size
+    shards = config.dp_shard_size
+    sizes = count_memory(model_config, config, device, dtype, micro_steps, rows, world_size, shards)
     T = model_config.block_size
     logits_bytes = 4 * rows * T * model_config.vocab_size
     cache_dtype = pick_dtype("auto", device)
@@ -199,23 +174,67 @@ def memory_table(model_config, config, device, dtype, dist_env):
     optimizer_note = "AdamW: two moments per weight"
     if config.optimizer == "muon":
         optimizer_note = "Muon: one moment for block matrices; AdamW: two for the rest"
+    kept = "inputs of the blocks" if config.gradient_checkpointing else "kept for the backward pass"
     casts = "" if dtype == torch.float32 else f", with the weights in {dtype_name}"
-    cache_bytes = kv_cache_bytes(model_config, cache_dtype)
     cache_note = f"{T:,} tokens in sampling, {cache_dtype_name}"
+    weights_note = gradients_note = "float32"
+    if shards > 1:
+        weights_note = gradients_note = f"float32, one of {shards} shards"
+    elif world_size > 1:
+        gradients_note = "float32, and DDP's copy"
     parts = [
-        ("weights", sizes["weights"], "float32"),
-        ("gradients", sizes["gradients"], "float32, and DDP's copy" if is_ddp else "float32"),
+        ("weights", sizes["weights"], weights_note),
+        ("gradients", sizes["gradients"], gradients_note),
         ("optimizer", sizes["optimizer"], optimizer_note),
-        ("activations", sizes["activations"], f"kept for the backward pass{casts}"),
+        ("activations", sizes["activations"], f"{kept}{casts}"),
         ("    of these, the logits", logits_bytes, "as log-probabilities, float32"),
         ("gradients of the logits", 2 * logits_bytes, "briefly, at the start of the backward pass"),
         ("peak", sizes["peak"], "the maximum at one time"),
-        ("KV cache per sequence", cache_bytes, cache_note),
+        ("KV cache per sequence", kv_cache_bytes(model_config, cache_dtype), cache_note),
     ]
+    if shards > 1:
+        note = "embeddings, head and two blocks, with their gradients"
+        parts.insert(3, ("gathered", sizes["gathered"], note))
     table = format_table(*((name, format_si(size, "B"), note) for name, size, note in parts))
-    title = "Memory of each process" if is_ddp else "Memory"
+    title = f"Memory of each of {world_size:,} processes" if world_size > 1 else "Memory"
     shape = f"{rows} x {T:,} tokens"
     return f"{title}, {device}, {dtype_name}, {shape}\n{table}{memory_notes(config, device)}"
+
+
+def fit_table(model_config, config, device, dtype, dist_env):
+    """What fits into the memory of GPUs: sequences in a micro-batch, and shards."""
+    micro_steps, rows = split_micro_batches(config, dist_env)
+    world_size = dist_env.world_size
+
+    def peak(rows, shards):
+        sizes = count_memory(
+            model_config, config, device, dtype, micro_steps, rows, world_size, shards
+        )
+        return sizes["peak"]
+
+    def row(name, values, note):
+        return (name, *(f"{value:,}" if value else "-" for value in values), note)
+
+    capacities = [USABLE * 10**9 * size for size in GPU_SIZES]
+    peaks = {count: peak(count, config.dp_shard_size) for count in COUNTED_ROWS}
+    largest = [largest_rows(peaks, capacity) for capacity in capacities]
+    note = f"with dp_shard_size={config.dp_shard_size}" if world_size > 1 else ""
+    lines = [
+        (
+            "What fits",
+            *(f"{size} GB" for size in GPU_SIZES),
+            f"of which {1 - USABLE:.0%} stay free",
+        ),
+        row("sequences in a micro-batch", largest, note),
+    ]
+    if world_size > 1:
+        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        by_shards = {shards: peak(rows, shards) for shards in divisors}
+        smallest = [
+            next((n for n in divisors if by_shards[n] <= capacity), None) for capacity in capacities
+        ]
+        lines.append(row("smallest dp_shard_size", smallest, f"for {rows:,} sequences"))
+    return format_table(*lines)
 
 
 def memory_notes(config, device):
@@ -231,6 +250,14 @@ def print_report(model_config, config, dist_env, device):
     """Print everything that can be said without a step. Raises ConfigError, CheckpointError."""
     if dist_env.rank > 0:
         return
+    if config.report_world_size:
+        dist_env = DistributedEnv(world_size=config.report_world_size)
+    check_split(config, dist_env)
+    if dist_env.world_size % config.dp_shard_size:
+        raise ConfigError(
+            f"dp_shard_size={config.dp_shard_size} must divide the number of processes, "
+            f"{dist_env.world_size}; use --report_world_size={config.dp_shard_size}"
+        )
     if model_config.n_layer > MAX_LAYERS:
         raise ConfigError(
             f"n_layer={model_config.n_layer}: the report counts at most {MAX_LAYERS} layers"
@@ -257,4 +284,5 @@ def print_report(model_config, config, dist_env, device):
     print(flops_table(flops, model_config.block_size), end="\n\n")
     print(work_table(flops_per_token, model_config.block_size, config, dataset), end="\n\n")
     sys.stdout.flush()  # counting the memory of a large model takes seconds
-    print(memory_table(model_config, config, device, dtype, dist_env), flush=True)
+    for table in (memory_table, fit_table):
+        print(table(model_config, config, device, dtype, dist_env), end="\n\n", flush=True)

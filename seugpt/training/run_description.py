@@ -1,6 +1,7 @@
 """The first lines of a run's log: what it consists of, and what it starts from."""
 
 from seugpt.checkpoint.storage import describe
+from seugpt.training.batch_ramp import describe_ramp
 
 
 def describe_work(model, config, dataset, world_size):
@@ -15,11 +16,13 @@ def describe_work(model, config, dataset, world_size):
         return lines
     block_size = model.config.block_size
     tokens_per_step = config.tokens_per_step(block_size)
-    epochs = config.max_iters * tokens_per_step / num_tokens
+    epochs = config.tokens_before(config.max_iters, block_size) / num_tokens
+    ramp = describe_ramp(config)
     return [
         *lines,
         f"tokens per step: {config.gradient_accumulation_steps} micro-batches x "
         f"{config.batch_size} sequences x {block_size} tokens = {tokens_per_step:,}",
+        *([ramp] if ramp else []),
         f"training: {config.max_iters:,} steps, {epochs:.2f} epochs, {world_size} process(es)",
     ]
 

@@ -34,9 +34,13 @@ def peak_flops(device, dtype):
 class Throughput:
     """The speed of training since the last lap. What happens inside `paused` does not count."""
 
-    def __init__(self, tokens_per_step, flops_per_token, peak):
-        """`peak`: the FLOP/s of all devices together, or None if it is unknown."""
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, tokens_before, max_iters, flops_per_token, peak):
+        """`tokens_before`: the function of a step that counts the tokens of all steps before it.
+
+        `peak`: the FLOP/s of all devices together, or None if it is unknown.
+        """
+        self.tokens_before = tokens_before
+        self.max_iters = max_iters
         self.flops_per_token = flops_per_token
         self.peak = peak
         self.restart(0)
@@ -52,9 +56,18 @@ class Throughput:
         self.start_time += time.perf_counter() - pause_start
 
     def lap(self, step):
-        """{step_ms, tokens_per_s, mfu} of the steps up to `step`, which starts the next lap."""
-        seconds = (time.perf_counter() - self.start_time) / (step - self.start_step)
+        """{step_ms, tokens_per_s, mfu, eta_s} of the steps up to `step`, which starts the next lap.
+
+        eta_s: seconds until max_iters, if all tokens until then take as long.
+        """
+        seconds = time.perf_counter() - self.start_time
+        num_steps = step - self.start_step
+        tokens = self.tokens_before(step)
+        tokens_per_s = (tokens - self.tokens_before(self.start_step)) / seconds
         self.restart(step)
-        tokens_per_s = self.tokens_per_step / seconds
-        mfu = tokens_per_s * self.flops_per_token / self.peak if self.peak else None
-        return {"step_ms": 1000 * seconds, "tokens_per_s": tokens_per_s, "mfu": mfu}
+        return {
+            "step_ms": 1000 * seconds / num_steps,
+            "tokens_per_s": tokens_per_s,
+            "mfu": tokens_per_s * self.flops_per_token / self.peak if self.peak else None,
+            "eta_s": (self.tokens_before(self.max_iters) - tokens) / tokens_per_s,
+        }

@@ -366,6 +366,10 @@ def test_sigterm_ends_the_measured_run_and_removes_its_folder(bench_folder, monk
         (["time_to_loss", "--config=quick.py 'x", "--target=2"], ["config=quick.py 'x: "]),
         (["decode", "quick.py", "--rows=x"], ["rows=['x']", "integers"]),
         (["decode", "quick.py", "--rows=99999999999999999999"], ["rows=9", "100000"]),
+        (
+            ["decode", "quick.py", "--baseline_dtype=bfloat16", BASELINE],
+            ["baseline_dtype=bfloat16 is for --baseline=transformers"],
+        ),
         (["prepare", "--input=nothing.txt"], ["input=nothing.txt"]),
         (["prepare", "--repeat=1e15"], ["out of memory"]),
         (["prepare", "--tokenizer=foo", "--rounds=1"], ["prepare.py", "tokenizer=foo"]),

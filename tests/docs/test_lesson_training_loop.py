@@ -60,7 +60,8 @@ def test_training_log_is_what_the_logger_prints(capsys):
     assert len(steps) == 4
     for values in steps:
         assert values["lr"] == pytest.approx(get_lr(values["step"], config))
-        log.step(**values, mfu=None)
+        eta_s = (config.max_iters - values["step"] - 1) * values["step_ms"] / 1000
+        log.step(**values, mfu=None, eta_s=eta_s)
         assert capsys.readouterr().out.strip() in lines
 
 

@@ -132,7 +132,7 @@ def test_nan_validation_loss_stops_the_run_before_saving(tiny, run, refused, mon
 
 
 FAULTY_TRAIN = """
-import os, signal
+import os, signal, time
 import torch
 import train
 from model import GPT
@@ -149,6 +149,9 @@ def faulty_step(self):
     step = self.state.step
     if fault == "kill" and on_rank_1 and first_attempt and step == 7:
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang" and on_rank_1 and step == 7:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that torchrun can end this process
+        time.sleep(600)
     train_step(self)
 
 def faulty_forward(self, idx, targets=None, cache=None):
@@ -164,7 +167,7 @@ train.main()
 
 @pytest.fixture
 def faulty_torchrun(tiny, monkeypatch):
-    """faulty_torchrun("kill", "nan" or "none", *argv): two ranks, with the fault on rank 1."""
+    """faulty_torchrun("kill", "hang", "nan" or "none", *argv): a fault on rank 1 of two."""
 
     def call(fault, *argv, restarts=0):
         Path("faulty.py").write_text(FAULTY_TRAIN, encoding="utf-8")
@@ -189,6 +192,15 @@ def test_killed_rank_ends_the_others_and_a_restart_loses_nothing(run, faulty_tor
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     assert nested_equal(resume_state("out"), resume_state("whole"))
     assert logged_values("out", "loss") == logged_values("whole", "loss")
+
+
+@pytest.mark.slow
+def test_rank_that_hangs_ends_the_run_after_dist_timeout_s(run, faulty_torchrun):
+    """Nobody closes its connections, so that the other once waited for half an hour."""
+    result = faulty_torchrun("hang", *run(dist_timeout_s=3))
+    assert result.returncode == 1
+    assert "another process of this run died or does not respond" in result.stderr
+    assert resume_state("out")["step"] == 5
 
 
 def test_nan_on_one_rank_stops_all_ranks(run, faulty_torchrun):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 import train
 from model import GPT, ModelConfig
 from seugpt.checkpoint.storage import load_checkpoint
-from seugpt.training.report import count_memory
+from seugpt.training.memory_estimate import count_memory
 from tests.helpers import logged_values, train_configs
 
 pytestmark = [

@@ -1,6 +1,9 @@
 """Several processes: how they split a step, runs of two ranks on gloo, and their messages."""
 
 import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import prepare
 import train
 from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint
 from seugpt.errors import ConfigError
-from seugpt.training.distributed import DistributedEnv, process_group
+from seugpt.training.distributed import DistributedEnv, agree_on_prefix, process_group
 from tests.helpers import ROOT, logged_values, torchrun
 
 pytestmark = pytest.mark.skipif(
@@ -56,9 +59,6 @@ def test_all_ranks_together_see_the_batches_of_one_process(
         found = []
         for rank in range(world_size):
             trainer.dist_env = DistributedEnv(rank, world_size)
-            trainer.micro_steps, trainer.row_slice = trainer.dist_env.split_step(
-                accumulation_steps, trainer.config.batch_size
-            )
             for step in range(3):
                 trainer.state.step = step
                 for micro_step in range(trainer.micro_steps):
@@ -167,24 +167,40 @@ def test_ranks_with_different_options_do_not_start(tiny, run, two_ranks, option)
     assert not Path("out/latest.pt").exists()
 
 
-def test_restarted_process_ignores_the_addresses_of_dead_ones(monkeypatch):
+def test_each_attempt_agrees_on_a_prefix_of_its_own():
     """After a restart, ranks once connected to the addresses that killed ranks had left behind.
 
-    torchrun's store outlives its processes. A real restart fails in only some of the attempts.
+    torchrun's store outlives its processes, and its restart count, once the prefix, differs between
+    nodes: then each waited under its own prefix. A real restart fails in only some of the attempts.
     """
-    stores = []
-    agent_store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()
+    store.set("name of rank 1", "killed before rank 0 started")
+    prefixes = []
+    for ranks in ([0, 1, 2], [2, 1, 0], [1, 0]):
+        with ThreadPoolExecutor(len(ranks)) as pool:
+            futures = [pool.submit(agree_on_prefix, store, rank, len(ranks)) for rank in ranks]
+            [prefix] = {future.result() for future in futures}
+        prefixes.append(prefix)
+    assert len(set(prefixes)) == 3
 
-    def init_process_group(backend, store, rank, world_size):
-        stores.append(store)
 
-    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(agent_store, 0, 1)]))
-    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
-    for attempt in "01":
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        with process_group("gloo"):
-            stores[-1].set("address", attempt)
-    assert [store.get("address") for store in stores] == [b"0", b"1"]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_stops_waiting_for_one_that_died_before_they_met(rank):
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=0.2))
+    store.set(f"name of rank {1 - rank}", "killed")
+    with pytest.raises(torch.distributed.DistError):
+        agree_on_prefix(store, rank, 2)
+
+
+def test_rank_that_never_starts_ends_the_others_after_dist_timeout_s(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match="does not respond"), process_group("gloo", timeout_s=1):
+        pass
 
 
 @pytest.mark.skipif(torch.distributed.is_mpi_available(), reason="this torch has MPI")

@@ -115,7 +115,7 @@ def test_progress_bar_is_shown_on_a_terminal(tiny, run, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     train.main(run())
     captured = capsys.readouterr()
-    for part in ("loss", "tok/s", "100%", "10/10"):
+    for part in ("loss", "tok/s", "ETA 0:00:0", "100%", "10/10"):
         assert part in captured.err
     assert "step 10: train loss" in captured.out
     assert "step 3: loss" not in captured.out
@@ -222,8 +222,8 @@ def test_end_after_a_signal_names_it_and_the_command_that_continues(tiny, capsys
 
 def test_step_line_shows_the_mfu_and_an_eta_of_any_length(workspace):
     """An ETA beyond the 999,999,999 days of a timedelta ended the run in an OverflowError."""
-    log = RunLogger(train.TrainConfig(max_iters=2**53, out_dir="out"))
-    speed = {"step_ms": 1e6, "tokens_per_s": 1.0, "mfu": 0.25}
+    log = RunLogger(train.TrainConfig(out_dir="out"))
+    speed = {"step_ms": 1e6, "tokens_per_s": 1.0, "mfu": 0.25, "eta_s": 2.0**53 * 1000}
     log.step(step=0, loss=1.0, lr=1.0, grad_norm=1.0, num_clipped_steps=0, **speed)
     log.close()
     line = Path("out/training.log").read_text(encoding="utf-8")

@@ -13,7 +13,8 @@ from seugpt.cli.command import out_of_memory_advice
 from seugpt.errors import DeviceError
 from seugpt.training.failures import memory_advice
 from seugpt.training.memory import keep_freed_memory
-from tests.helpers import run_python
+from tests.helpers import run_python, train_configs
+from train import TrainConfig
 
 # Prints the page faults of allocating 64 MB, before and after keep_freed_memory: the minimum of
 # eleven times, as the system may take pages back in between.
@@ -85,11 +86,24 @@ def test_other_errors_pass_unchanged():
         (4, 2, "--batch_size=2 --gradient_accumulation_steps=4"),
         (9, 1, "--batch_size=3 --gradient_accumulation_steps=3"),
         (7, 3, "--batch_size=1 --gradient_accumulation_steps=21"),
-        (1, 3, "--block_size"),
+        (1, 3, "--gradient_checkpointing or a smaller --block_size"),
     ],
 )
 def test_memory_advice_keeps_the_tokens_per_step(batch_size, accumulation_steps, advice):
-    assert advice in memory_advice(batch_size, accumulation_steps)
+    config = TrainConfig(batch_size=batch_size, gradient_accumulation_steps=accumulation_steps)
+    assert advice in memory_advice(config)
+
+
+def test_memory_advice_keeps_the_batch_ramp():
+    config = TrainConfig(
+        batch_size=9, gradient_accumulation_steps=8, rampup_start=2, rampup_iters=10
+    )
+    words = memory_advice(config).split()
+    argv = [word for word in words if word.startswith("--")]
+    _, smaller = train_configs([*argv, "--rampup_iters=10"])
+    for step in range(12):
+        assert smaller.tokens_before(step, 1) == config.tokens_before(step, 1)
+    assert smaller.batch_size == 3
 
 
 def test_impossibly_large_model_ends_in_one_message(tiny, run, refused):

@@ -13,14 +13,10 @@ from model import GPT, ModelConfig
 from seugpt.checkpoint.shapes import parameter_shapes
 from seugpt.data.dataset import Dataset
 from seugpt.generation.kv_cache import KVCache
-from seugpt.training.report import (
-    count_memory,
-    format_si,
-    forward_flops,
-    kv_cache_bytes,
-    parameter_table,
-)
+from seugpt.training.memory_estimate import count_memory, kv_cache_bytes, largest_rows
+from seugpt.training.report import COUNTED_ROWS, format_si, forward_flops, parameter_table
 from tests.helpers import LLAMA, ROOT
+from train import TrainConfig
 
 CPU = torch.device("cpu")
 GQA_LLAMA = {**LLAMA, "n_kv_head": 2, "tie_embeddings": False}
@@ -227,6 +223,9 @@ def profile_memory(function):
         ("MQA, relu2", {"dtype": "bfloat16", "optimizer": "muon"}),
         ("MQA, relu2", {}),
         ("wide MLP", {"vocab_size": 5000}),
+        ("Llama", {"gradient_checkpointing": True, "n_layer": 6, "vocab_size": 50}),
+        ("GPT-2, dropout", {"gradient_checkpointing": True, "dtype": "bfloat16", "batch_size": 16}),
+        ("GPT-2", {"gradient_checkpointing": True, **LONG_CONTEXT}),
     ],
 )
 def test_memory_matches_a_profiled_step(make_trainer, name, changes):
@@ -258,6 +257,34 @@ def test_memory_matches_a_profiled_step(make_trainer, name, changes):
     assert expected["peak"] == pytest.approx(weights + optimizer_bytes + step_peak, rel=0.03)
 
 
+def test_shards_divide_weights_gradients_and_optimizer():
+    """Whole at a time are the embeddings, two blocks, and their gradients."""
+    config = TrainConfig(compile=False)
+    model = GPT(model_config())
+    arguments = (model.config, config, CPU, torch.float32)
+    whole = count_memory(*arguments, 2, 4)
+    shards = count_memory(*arguments, 1, 4, world_size=8, dp_shard_size=4)
+    for part in ("weights", "gradients", "optimizer"):
+        assert shards[part] == pytest.approx(whole[part] / 4, abs=1)
+    third_block = sum(p.nbytes for p in model.h[2].parameters())
+    assert shards["gathered"] == 2 * (whole["weights"] - third_block)
+    assert shards["activations"] == whole["activations"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True, "dtype": "bfloat16"}])
+@pytest.mark.parametrize("capacity", [0, 3e6, 2e7, 2e8, 5e9])
+def test_the_most_rows_that_fit_do_and_a_tenth_more_do_not(changes, capacity):
+    config = TrainConfig(compile=False, **changes)
+    dtype = getattr(torch, changes.get("dtype", "float32"))
+
+    def peak(rows):
+        return count_memory(model_config(vocab_size=2000), config, CPU, dtype, 1, rows)["peak"]
+
+    rows = largest_rows({count: peak(count) for count in COUNTED_ROWS}, capacity)
+    assert rows == 0 or peak(rows) <= 1.01 * capacity
+    assert peak(rows + 1 + rows // 10) > capacity
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kv_cache_bytes_match_the_cache(dtype):
     config = model_config(n_kv_head=2, block_size=128)
@@ -267,6 +294,26 @@ def test_kv_cache_bytes_match_the_cache(dtype):
 
 
 # The command
+
+
+def test_report_counts_for_processes_that_it_is_not_started_with(tiny, run, report, refused):
+    """With more shards a process holds less, and more sequences fit."""
+    argv = run(gradient_accumulation_steps=8, n_embd=2048, n_head=16, n_layer=12)
+    ddp = report(*argv, "--report_world_size=8")
+    fsdp = report(*argv, "--report_world_size=8", "--dp_shard_size=4")
+    assert "Memory of each of 8 processes" in ddp and "DDP's copy" in ddp
+    assert "one of 4 shards" in fsdp and "gathered" in fsdp
+
+    def fitting(text, name):
+        return re.search(rf"^{name} +(.*?)  +(?:with|for) ", text, re.M)[1].split()
+
+    assert fitting(ddp, "smallest dp_shard_size") == fitting(fsdp, "smallest dp_shard_size")
+    assert fitting(ddp, "smallest dp_shard_size")[0] != "1"
+    rows = [fitting(text, "sequences in a micro-batch") for text in (ddp, fsdp)]
+    assert rows[0][0] == "-"
+    assert rows[1][0] != "-"
+    message = refused(train.main, *argv, "--report", "--dp_shard_size=3", "--report_world_size=8")
+    assert "dp_shard_size=3" in message and "8" in message
 
 
 def test_report_without_data_needs_only_a_vocab_size(workspace, report, refused):
@@ -352,7 +399,7 @@ def test_only_rank_0_reports_and_counts_ddps_gradient_buffers(tiny, run, report,
         outputs.append(report(*run(gradient_accumulation_steps=1)))
     two, shared_rows, *others = outputs
     assert others == ["", ""]
-    assert "Memory of each process" in two
+    assert "Memory of each of 2 processes" in two
     assert "4 x 16 tokens" in two and "2 x 16 tokens" in shared_rows
     weights = 4 * num_params(two, "total")
     assert re.search(rf"^gradients +{format_si(weights, 'B')} +float32$", single, re.M)

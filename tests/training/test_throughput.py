@@ -10,18 +10,19 @@ from seugpt.training.throughput import Throughput
 def test_lap_counts_the_steps_since_the_last_lap_without_pauses(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    throughput = Throughput(tokens_per_step=50, flops_per_token=6, peak=3000.0)
+    throughput = Throughput(lambda step: 50 * step, 34, flops_per_token=6, peak=3000.0)
     throughput.restart(step=10)
     now += 2.0
     with throughput.paused():
         now += 30.0
-    assert throughput.lap(14) == {"step_ms": 500.0, "tokens_per_s": 100.0, "mfu": 0.2}
+    expected = {"step_ms": 500.0, "tokens_per_s": 100.0, "mfu": 0.2, "eta_s": 10.0}
+    assert throughput.lap(14) == expected
     now += 1.0
     assert throughput.lap(15)["step_ms"] == 1000.0
 
 
 def test_mfu_is_none_without_a_known_peak():
-    throughput = Throughput(tokens_per_step=50, flops_per_token=6, peak=None)
+    throughput = Throughput(lambda step: 50 * step, 10, flops_per_token=6, peak=None)
     assert throughput.lap(1)["mfu"] is None
 
 
@@ -31,5 +32,6 @@ def test_trainer_measures_mfu_against_the_peak_of_all_ranks(make_trainer, monkey
     trainer.dist_env = DistributedEnv(rank=0, world_size=2)
     throughput = trainer.make_throughput()
     assert throughput.peak == 2e9
-    assert throughput.tokens_per_step == 2 * 4 * 16
+    assert throughput.tokens_before(3) == 3 * 2 * 4 * 16
+    assert throughput.max_iters == 10
     assert throughput.flops_per_token == trainer.raw_model.flops_per_token()
