@@ -4,6 +4,7 @@
     python bench.py time_to_loss --config=config/fast_shakespeare_char_cpu.py --target=1.898
     python bench.py decode config/quickstart.py --baseline=PATH_TO_NANOGPT
     python bench.py prepare --input=book.txt --repeat=100
+    python bench.py prepare --input=book.txt --repeat=100 --workers=1 --workers=2
     python bench.py run config/train_shakespeare_char.py --baseline=PATH_TO_NANOGPT
     python bench.py suite --smoke
 
@@ -38,8 +39,12 @@ from seugpt.benchmark.whole_commands import (
     check_whole_run,
     nanogpt_command,
     our_command,
+    split_documents,
     time_prepare,
     time_run,
+    time_shards,
+    time_tiktoken,
+    write_parquet_files,
 )
 from seugpt.benchmark.workers import Worker, in_turn
 from seugpt.cli.command import command, out_of_memory_advice, split_subcommand
@@ -462,6 +467,12 @@ class PrepareBenchConfig(BenchConfig):
         "gpt2",
     )
     rounds: Annotated[int, "runs with each tokenizer", ">= 1"] = 5
+    workers: Annotated[
+        tuple[int, ...],
+        "processes that write shards from .parquet files, in turn with tiktoken alone; "
+        "may be repeated; none: train.bin and val.bin",
+        ">= 1",
+    ] = ()
 
     def problems(self):
         if self.input is None or Path(self.input).is_file():
@@ -476,6 +487,9 @@ def bench_prepare(options):
         if options.input is None:
             download_corpus("python_docs", text)
         source = Path(options.input or text)
+        if options.workers:
+            bench_shards(options, source.read_text(encoding="utf-8"), Path(folder))
+            return
         size = text.write_bytes(source.read_bytes() * options.repeat)
         for tokenizer in options.tokenizer:
             seconds = [time_prepare(text, tokenizer, folder) for _ in range(options.rounds)]
@@ -484,6 +498,32 @@ def bench_prepare(options):
             print(f"{tokenizer}: {speed:.1f} MB/s ({took})", flush=True)
             result = {"tokenizer": tokenizer, "mb_per_s": speed, "bytes": size, "rounds_s": seconds}
             record(options.results, torch.device("cpu"), bench="prepare", **result)
+
+
+def bench_shards(options, text, folder):
+    """Megabytes per second of prepare.py --shard_tokens with GPT-2's tokens, its start included.
+
+    Beside it, in turn, tiktoken's own speed on one core.
+    """
+    documents = split_documents(text)
+    size = write_parquet_files(folder / "texts", documents, options.repeat)
+    seconds = {num_workers: [] for num_workers in options.workers}
+    tiktoken_seconds = []
+    for _ in range(options.rounds):
+        tiktoken_seconds.append(time_tiktoken(documents, options.repeat))
+        for num_workers in seconds:
+            seconds[num_workers].append(time_shards(folder, num_workers))
+    print(f"tiktoken: {size / statistics.median(tiktoken_seconds) / 1e6:.1f} MB/s")
+    for num_workers, times in seconds.items():
+        rate = size / statistics.median(times) / 1e6
+        times_tiktoken = ratios(tiktoken_seconds, times)
+        print(
+            f"{num_workers} process(es): {rate:.1f} MB/s ({size / 1e6:.0f} MB in "
+            f"{median_range(times, '.2f')} s), {median_range(times_tiktoken, '.2f')} times tiktoken"
+        )
+        result = {"workers": num_workers, "mb_per_s": rate, "bytes": size, "rounds_s": times}
+        result |= {"tiktoken_s": tiktoken_seconds, "ratios": times_tiktoken}
+        record(options.results, torch.device("cpu"), bench="prepare_shards", **result)
 
 
 @dataclass(frozen=True)

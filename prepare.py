@@ -2,8 +2,11 @@
 
     python prepare.py python_docs                                a built-in corpus
     python prepare.py mytext --input=book.txt --tokenizer=bpe    a text of your own
+    python prepare.py web --input=web --val_input=web/9.parquet --tokenizer=gpt2 --shard_tokens=1e8
 
 The text is read in chunks, several times, and never as a whole: memory does not grow with its size.
+With --shard_tokens, documents in .jsonl, .csv or .parquet files become data/NAME/*.npy, on several
+processes and machines; the same command continues after any interruption.
 """
 
 import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
@@ -30,6 +33,13 @@ from seugpt.data.dataset_dir import (
     write_meta,
 )
 from seugpt.data.hub import download_model, is_hub_name
+from seugpt.data.shard_preparation import (
+    ShardConfig,
+    check_no_shards,
+    check_shard_options,
+    prepare_shards,
+)
+from seugpt.data.shard_workers import available_cores
 from seugpt.data.text import FieldOption, KeepCrlfOption, Text, find_files, split_at_word_boundaries
 from seugpt.data.tokenizer import (
     BPETokenizer,
@@ -131,9 +141,7 @@ def make_tokenizer(choice, parts, vocab_size):
 
 def encode_ahead(chunks, tokenizer):
     """(chunk, ids) in order, encoded on all cores a few chunks ahead: tiktoken releases the GIL."""
-    num_cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        num_cores = len(os.sched_getaffinity(0))
+    num_cores = available_cores()
     pending = deque()
     with ThreadPoolExecutor(num_cores) as pool:
         for chunk in chunks:
@@ -227,7 +235,7 @@ def split_text(config, files, separator, with_alphabet):
     return parts
 
 
-def prepare(config):
+def prepare(config, shard_config):
     """Write the data set and print what is in it. Raises DataError."""
     name = config.name or DEFAULT_CORPUS
     folder = dataset_path(name)
@@ -237,7 +245,12 @@ def prepare(config):
             check_input_is_not_output(option, path, folder)
     corpus = CORPORA.get(name)
     choice = config.tokenizer or (corpus.tokenizer if corpus else "char")
+    is_sharded = check_shard_options(config, shard_config, needs_text=choice in TRAINED)
     tokenizer = existing_tokenizer(choice)
+    if is_sharded:
+        prepare_shards(folder, config, shard_config, tokenizer)
+        return
+    check_no_shards(folder)
     separator = (tokenizer or TRAINED[choice]).document_separator
     with creating_dataset_dir(folder):
         if config.input is None:
@@ -253,8 +266,9 @@ def prepare(config):
 
 def main(argv=None):
     with command():
-        [config] = parse_configs(argv, PrepareConfig, description=__doc__, positional="name")
-        prepare(config)
+        classes = (PrepareConfig, ShardConfig)
+        configs = parse_configs(argv, *classes, description=__doc__, positional="name")
+        prepare(*configs)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from seugpt.cli.command import command, out_of_memory_advice
 from seugpt.cli.config_parser import ConfigParser
 from seugpt.data.dataset import Dataset
 from seugpt.data.dataset_dir import dataset_path
+from seugpt.data.prefetch import Prefetcher
 from seugpt.evaluation.loss import summed_loss
 from seugpt.generation.text_stream import sample_text
 from seugpt.plots.loss_curve import draw_loss_curve
@@ -87,6 +88,9 @@ class TrainConfig:
     # data
     dataset: Annotated[str, "folder in data/, or an absolute path", "path"] = "openwebtext"
     tokenizer: Annotated[Literal["gpt2"] | None, "of token files without meta.json"] = None
+    sampling: Annotated[
+        Literal["random", "permutation"], "windows: drawn at random, or each once an epoch"
+    ] = "random"
     gradient_accumulation_steps: Annotated[int, "micro-batches a step, all GPUs", ">= 1"] = 40
     batch_size: Annotated[int, "sequences per micro-batch", ">= 1"] = 12
     rampup_start: Annotated[int, "micro-batches of step 0, to be doubled; 0: all", ">= 0"] = 0
@@ -187,6 +191,8 @@ class Trainer:
         """
         self.config = config
         self.dataset = dataset
+        permutes = config.sampling == "permutation"
+        self.read_batch = Prefetcher(dataset.permuted_batch if permutes else dataset.batch)
         self.log = log or RunLogger(config)
         self.dist_env = dist_env or DistributedEnv()
         local_rank, local_world_size = self.dist_env.local_rank, self.dist_env.local_world_size
@@ -242,7 +248,8 @@ class Trainer:
 
     def run(self):
         """Train to max_iters. Returns the signal that ended the run early, or 0."""
-        with SignalHandler(quiet=self.dist_env.rank > 0) as signals, closing(self.log):
+        signal_handler = SignalHandler(quiet=self.dist_env.rank > 0)
+        with signal_handler as signals, closing(self.log), closing(self.read_batch):
             signum = self.loop(signals)
             self.log.end(self.state, signum)
         return signum
@@ -311,8 +318,8 @@ class Trainer:
         if row_slice is None:  # each rank has micro-batches of its own
             index += micro_step * self.dist_env.world_size + self.dist_env.rank
         block_size = self.raw_model.config.block_size
-        # random windows of the text, and the same windows one token later
-        x, y = self.dataset.batch("train", index, config.batch_size, block_size, config.seed)
+        # windows of the text, and the same windows one token later
+        x, y = self.read_batch("train", index, config.batch_size, block_size, config.seed)
         if row_slice is not None:  # the ranks share the rows of this micro-batch
             x, y = x[row_slice], y[row_slice]
         return to_device(x, self.device), to_device(y, self.device)

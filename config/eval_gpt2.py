@@ -1,5 +1,5 @@
 # Evaluate OpenAI's GPT-2 124M on OpenWebText, without training it.
-# Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2, or nanoGPT's files.
+# Data: python prepare.py openwebtext, or nanoGPT's files.
 # Expect: train loss 3.11, val loss 3.12 (nanoGPT's README, on its own split); not measured here.
 init_from = "gpt2"  # a download of 0.5 GB, once
 dataset = "openwebtext"

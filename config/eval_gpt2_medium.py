@@ -1,5 +1,5 @@
 # Evaluate OpenAI's GPT-2 350M on OpenWebText, without training it.
-# Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2, or nanoGPT's files.
+# Data: python prepare.py openwebtext, or nanoGPT's files.
 # Expect: train loss 2.85, val loss 2.84 (nanoGPT's README, on its own split); not measured here.
 init_from = "gpt2-medium"  # a download of 1.5 GB, once
 dataset = "openwebtext"

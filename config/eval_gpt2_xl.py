@@ -1,5 +1,5 @@
 # Evaluate OpenAI's GPT-2 1558M on OpenWebText, without training it.
-# Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2, or nanoGPT's files.
+# Data: python prepare.py openwebtext, or nanoGPT's files.
 # Expect: train loss 2.56, val loss 2.54 (nanoGPT's README, on its own split); not measured here.
 init_from = "gpt2-xl"  # a download of 6.4 GB, once
 dataset = "openwebtext"

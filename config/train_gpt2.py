@@ -1,5 +1,5 @@
 # GPT-2 124M from scratch on OpenWebText.
-# Data: python prepare.py openwebtext --input=FOLDER_OF_TEXT --tokenizer=gpt2
+# Data: python prepare.py openwebtext, or nanoGPT's files.
 # Expect: loss about 2.85 after 4 to 5 days on 8 A100 40GB (nanoGPT's README); not measured here.
 #
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py

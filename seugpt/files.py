@@ -88,7 +88,21 @@ def lock_folder(folder):
     Returns the open lock file; closing it releases the lock, as does the end of the process,
     however it ends. Raises ConfigError if another process holds the lock.
     """
-    file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115, open while the lock is held
+    file = acquire_lock(folder / ".lock", folder)
+    remove_temporaries(folder)
+    return file
+
+
+def remove_temporaries(folder, prefix=""):
+    """Remove what atomic_write of killed processes left of files that begin with `prefix`."""
+    for path in folder.iterdir():
+        if re.fullmatch(rf"\.{re.escape(prefix)}.+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def acquire_lock(path, folder):
+    """Lock the file `path`. Raises ConfigError, naming `folder`, if another process has it."""
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, open while the lock is held
     try:
         lock_file(file)
     except (BlockingIOError, PermissionError):  # PermissionError on Windows
@@ -103,9 +117,6 @@ def lock_folder(folder):
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
-    for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            path.unlink(missing_ok=True)
     return file
 
 

@@ -16,6 +16,7 @@ from model import ModelConfig  # noqa: E402
 from prepare import PrepareConfig  # noqa: E402
 from sample import SampleConfig  # noqa: E402
 from seugpt.cli.values import describe_limits, describe_type, options_of  # noqa: E402
+from seugpt.data.shard_preparation import ShardConfig  # noqa: E402
 from seugpt.generation.sampling import SamplingParams  # noqa: E402
 from train import TrainConfig  # noqa: E402
 from visualize import COMMANDS as PLOTS  # noqa: E402
@@ -23,7 +24,7 @@ from visualize import COMMANDS as PLOTS  # noqa: E402
 PAGE = ROOT / "docs" / "guide" / "options.md"
 TABLE = re.compile(r"(?<=<!-- options -->\n).*?(?=<!-- /options -->)", re.DOTALL)
 CLASSES = {
-    "prepare.py": [PrepareConfig],
+    "prepare.py": [PrepareConfig, ShardConfig],
     "train.py": [ModelConfig, TrainConfig],
     "sample.py": [SampleConfig, SamplingParams],
     "evaluate.py": [EvaluateConfig],

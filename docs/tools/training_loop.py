@@ -27,6 +27,7 @@ from prepare import PrepareConfig, prepare  # noqa: E402
 from seugpt.checkpoint import load_checkpoint  # noqa: E402
 from seugpt.cli.config_parser import parse_configs  # noqa: E402
 from seugpt.data.dataset import Dataset  # noqa: E402
+from seugpt.data.shard_preparation import ShardConfig  # noqa: E402
 from seugpt.plots.language import Language  # noqa: E402
 from seugpt.plots.style import BLACK, BLUE, GREEN, RED, char_label, saved_figure  # noqa: E402
 from seugpt.training.logger import RunLogger  # noqa: E402
@@ -79,7 +80,7 @@ def open_dataset():
         meta.write_text(json.dumps({"tokenizer": spec}), encoding="utf-8")
         name = str(Path(folder, "cartomante"))
         with contextlib.redirect_stdout(io.StringIO()):
-            prepare(PrepareConfig(name=name, input=str(TEXT), tokenizer=str(meta)))
+            prepare(PrepareConfig(name=name, input=str(TEXT), tokenizer=str(meta)), ShardConfig())
         yield Dataset(name)
 
 

@@ -1,6 +1,7 @@
 """How long whole commands take, from start to end: prepare.py, and train.py beside nanoGPT's."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -8,13 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from pickle import dumps  # to write what nanoGPT reads; no pickle is loaded here
 
+import tiktoken
+
 from model import pick_device
 from seugpt.cli.config_parser import to_source
 from seugpt.data.dataset import Dataset
 from seugpt.data.dataset_dir import dataset_path, token_dtype
+from seugpt.data.records import import_pyarrow
 from seugpt.errors import ConfigError
 from seugpt.training.init_from import with_vocabulary
 
+DOCUMENT_CHARS = 3000  # of a benchmark's document
+NUM_FILES = 8  # of a benchmark's corpus
 ROOT = Path(__file__).resolve().parents[2]
 NANOGPT_OPTIONS = (  # of nanoGPT's train.py, beside the data, the device and the folder
     "eval_interval",
@@ -67,6 +73,57 @@ def time_prepare(text, tokenizer, folder):
         "bench",
         f"--input={text}",
         f"--tokenizer={tokenizer}",
+    ]
+    seconds, _ = run_timed(words, folder)
+    return seconds
+
+
+def split_documents(text):
+    """The text in pieces of about DOCUMENT_CHARS characters, each of whole paragraphs."""
+    documents = [""]
+    for paragraph in text.split("\n\n"):
+        if len(documents[-1]) > DOCUMENT_CHARS:
+            documents.append("")
+        documents[-1] += paragraph + "\n\n"
+    return documents
+
+
+def write_parquet_files(folder, documents, repeat):
+    """Write `repeat` copies of the documents to NUM_FILES files, and one document to val.parquet.
+
+    Returns the bytes of the text in all of them.
+    """
+    pyarrow = import_pyarrow()
+    folder.mkdir()
+    all_documents = documents * repeat
+    files = {f"{n}.parquet": all_documents[n::NUM_FILES] for n in range(NUM_FILES)}
+    for name, texts in {**files, "val.parquet": documents[:1]}.items():
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / name)
+    return sum(len(text.encode()) for text in [*all_documents, documents[0]])
+
+
+def time_tiktoken(documents, repeat):
+    """Seconds that tiktoken takes for the documents on one core."""
+    encoding = tiktoken.get_encoding("gpt2")
+    start = time.perf_counter()
+    for _ in range(repeat):
+        for text in documents:
+            encoding.encode_ordinary(text)
+    return time.perf_counter() - start
+
+
+def time_shards(folder, num_workers):
+    """Seconds of prepare.py --shard_tokens on the files of write_parquet_files in folder/texts."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    words = [
+        sys.executable,
+        ROOT / "prepare.py",
+        "bench",
+        "--input=texts",
+        "--val_input=texts/val.parquet",
+        "--tokenizer=gpt2",
+        "--shard_tokens=1e7",
+        f"--workers={num_workers}",
     ]
     seconds, _ = run_timed(words, folder)
     return seconds

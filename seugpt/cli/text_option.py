@@ -9,7 +9,13 @@ from seugpt.files import check_regular
 
 def is_utf8(text):
     """Whether command-line text was decoded completely; Python turns other bytes to surrogates."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_text_option(value, option):

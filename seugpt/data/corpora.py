@@ -9,11 +9,22 @@ from seugpt.files import atomic_write
 
 
 @dataclass(frozen=True)
+class HubFiles:
+    """The .parquet files of a data set on the Hugging Face hub, with a column `text`."""
+
+    repository: str
+    revision: str  # a commit: what is prepared today is the same tomorrow
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Corpus:
     tokenizer: str
-    url: str | None = None  # None: generated on this machine
+    url: str | None = None  # None: generated on this machine, or on the hub
     sha256: str | None = None
     size: int | None = None  # bytes
+    hub: HubFiles | None = None
 
 
 SHAKESPEARE = {
@@ -21,6 +32,29 @@ SHAKESPEARE = {
     "sha256": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     "size": 1_115_394,
 }
+TINYSTORIES = HubFiles(
+    "roneneldan/TinyStories",
+    "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
+    train=(
+        "data/train-00000-of-00004-2d5a1467fff1081b.parquet",
+        "data/train-00001-of-00004-5852b56a2bd28fd9.parquet",
+        "data/train-00002-of-00004-a26307300439e943.parquet",
+        "data/train-00003-of-00004-d243063613e5a057.parquet",
+    ),
+    val=("data/validation-00000-of-00001-869c898b519ad725.parquet",),
+)
+OPENWEBTEXT = HubFiles(
+    "Skylion007/openwebtext",
+    "79d93d786212f7344586290adb811d4ae6a1762c",
+    train=tuple(f"plain_text/train-{n:05d}-of-00080.parquet" for n in range(79)),
+    val=("plain_text/train-00079-of-00080.parquet",),
+)
+FINEWEB_EDU = HubFiles(  # the sample of 10 billion tokens
+    "HuggingFaceFW/fineweb-edu",
+    "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",
+    train=tuple(f"sample/10BT/{n:03d}_00000.parquet" for n in range(13)),
+    val=("sample/10BT/013_00000.parquet",),
+)
 CORPORA = {
     "python_docs": Corpus("char"),
     "shakespeare_char": Corpus("char", **SHAKESPEARE),
@@ -31,6 +65,9 @@ CORPORA = {
         sha256="f7eaaccb575b68bdd7995bd688a4c52deb7f611678a429ec9ffcf2a2b4940720",
         size=1_779_401,
     ),
+    "tinystories": Corpus("gpt2", hub=TINYSTORIES),
+    "openwebtext": Corpus("gpt2", hub=OPENWEBTEXT),
+    "fineweb_edu": Corpus("gpt2", hub=FINEWEB_EDU),
 }
 
 

@@ -10,8 +10,24 @@ import numpy as np
 
 from model import IGNORE_INDEX
 from seugpt.data.corpora import CORPORA
-from seugpt.data.dataset_dir import NUM_SAMPLES, dataset_name, fingerprint, read_meta
-from seugpt.data.shards import LAYOUTS, LAYOUTS_OF_GPT2, SPLITS, find_external, open_all, open_flat
+from seugpt.data.dataset_dir import (
+    NUM_SAMPLES,
+    PLAN,
+    SHARD_SAMPLES,
+    dataset_name,
+    fingerprint,
+    read_meta,
+)
+from seugpt.data.permutation import permuted_windows
+from seugpt.data.shards import (
+    LAYOUTS,
+    LAYOUTS_OF_GPT2,
+    SPLITS,
+    find_external,
+    open_all,
+    open_flat,
+    open_npy,
+)
 from seugpt.data.tokenizer import load_tokenizer
 from seugpt.errors import DataError
 
@@ -31,6 +47,7 @@ class Dataset:
         """
         self.path = Path(path)
         self.notes = []
+        self.largest_ids = dict.fromkeys(SPLITS)  # {split: [(file, id), ...]}; None: unknown
         if (self.path / "meta.json").exists():
             self.ids, self.bytes, spec = self.open_prepared()
         else:
@@ -47,11 +64,14 @@ class Dataset:
             meta = read_meta(path, SPLITS)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise self.error(f"{path} cannot be used: {type(error).__name__} {error}") from error
+        sizes = {split: meta["splits"][split]["bytes"] for split in SPLITS}
+        if "shards" in meta["splits"]["train"]:
+            shards = {split: meta["splits"][split]["shards"] for split in SPLITS}
+            return self.open_shards(shards), sizes, meta["tokenizer"]
         dtype = np.dtype(meta["dtype"]).newbyteorder("<")
         files = {split: [self.path / f"{split}.bin"] for split in SPLITS}
         for split, [file] in files.items():
             self.check_file(file, meta["splits"][split], dtype)
-        sizes = {split: meta["splits"][split]["bytes"] for split in SPLITS}
         return open_all(files, partial(open_flat, dtype=dtype)), sizes, meta["tokenizer"]
 
     def check_file(self, file, described, dtype):
@@ -65,8 +85,31 @@ class Dataset:
         if described.get("fingerprint") != fingerprint(file):
             raise self.error(f"{file} is not the file that meta.json was written with")
 
+    def open_shards(self, shards):
+        """The tokens of the shards that meta.json lists; their largest ids are taken from there."""
+        files = {split: [self.path / s["file"] for s in shards[split]] for split in SPLITS}
+        try:
+            arrays = open_all(files, open_npy)
+            for split in SPLITS:
+                for file, described in zip(files[split], shards[split], strict=True):
+                    if fingerprint(file, SHARD_SAMPLES) != described["fingerprint"]:
+                        raise DataError(f"{file} is not the file that meta.json was written with")
+        except DataError as error:
+            raise DataError(
+                f"{error}. Run the prepare.py command of {self.path} again: it restores what is "
+                "missing or damaged"
+            ) from error
+        for split in SPLITS:
+            largest = [described["largest_id"] for described in shards[split]]
+            self.largest_ids[split] = list(zip(files[split], largest, strict=True))
+        return arrays
+
     def open_external(self, tokenizer):
         """The same for token files that were prepared elsewhere."""
+        if (self.path / PLAN).exists():
+            raise DataError(
+                f"the preparation of {self.path} is not finished. Run its prepare.py command again"
+            )
         layout, files = find_external(self.path)
         if layout is None:
             raise self.error(
@@ -115,8 +158,10 @@ class Dataset:
 
     def check_ids(self, split, vocab_size):
         """Raise DataError if a split has an id of `vocab_size` or more."""
-        for file, ids in self.ids[split].chunks():
-            largest = int(ids.max())
+        largest_ids = self.largest_ids[split]
+        if largest_ids is None:
+            largest_ids = ((file, int(ids.max())) for file, ids in self.ids[split].chunks())
+        for file, largest in largest_ids:
             if largest >= vocab_size:
                 limit = f"the largest id of the vocabulary is {vocab_size - 1}"
                 raise self.error(f"{file} has the token id {largest}; {limit}")
@@ -130,6 +175,20 @@ class Dataset:
         ids = self.ids[split]
         rng = np.random.default_rng((seed, index))
         starts = rng.integers(len(ids) - block_size, size=batch_size)
+        return self.read_windows(ids, starts, block_size)
+
+    def permuted_batch(self, split, index, batch_size, block_size, seed):
+        """As batch, but each epoch has each window once, in a random order of its own.
+
+        The windows are (len - 1) // block_size consecutive ones, which do not overlap. Batches
+        follow each other without a gap, so one may end an epoch and begin the next.
+        """
+        ids = self.ids[split]
+        num_windows = (len(ids) - 1) // block_size
+        windows = permuted_windows(index * batch_size, batch_size, num_windows, seed)
+        return self.read_windows(ids, windows * block_size, block_size)
+
+    def read_windows(self, ids, starts, block_size):
         windows = ids.windows(starts.tolist(), block_size + 1)  # (batch_size, block_size + 1)
         return windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
 

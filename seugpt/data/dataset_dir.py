@@ -1,7 +1,8 @@
 """data/NAME: the folder of a data set, and how its train.bin, val.bin and meta.json are written.
 
 train.bin and val.bin are flat little-endian token ids, uint16 (uint32 for more than 65,536 tokens),
-as nanoGPT reads them. meta.json describes the tokenizer and the files.
+as nanoGPT reads them. meta.json describes the tokenizer and the files. A large data set has shards
+instead, train_00000_0000.npy and so on (see shard_workers.py), and meta.json a list of them.
 """
 
 import contextlib
@@ -17,6 +18,16 @@ from seugpt.files import check_regular, lock_folder, read_text
 
 FORMAT = 1
 ROOT = Path("data")  # relative to the folder in which the command runs
+RECORDS = "records"  # what a preparation in shards has done; see shard_plan.py
+PLAN = f"{RECORDS}/plan.json"
+SHARD_KEYS = {  # of a shard in meta.json
+    "file": str,
+    "tokens": int,
+    "largest_id": int,
+    "sha256": str,
+    "fingerprint": str,
+}
+SHARD_SAMPLES = 4  # parts of a shard that its fingerprint covers
 NUM_SAMPLES = 64  # parts of a file that a fingerprint covers
 FINGERPRINT_BYTES = 1 << 16  # of each part
 
@@ -108,8 +119,9 @@ def write_meta(path, tokenizer, splits, source, sha256):
     """Write meta.json.
 
     `splits`: {"train": {"tokens": ..., "bytes": ..., "fingerprint": ...}, "val": ...}, with the
-    bytes of the UTF-8 text; `source` and `sha256`: where the text came from, and the checksum of
-    its files.
+    bytes of the UTF-8 text, or "shards" for "fingerprint": a list of entries with SHARD_KEYS;
+    `source` and `sha256`: where the text came from, and the checksum of its files, or of all
+    checksums of the shards.
     """
     meta = {
         "format": FORMAT,
@@ -140,4 +152,18 @@ def read_meta(path, splits):
         for count in ("tokens", "bytes"):
             if type(meta["splits"][split][count]) is not int:
                 raise TypeError(f"splits.{split}.{count} is not an integer")
+        if "shards" in meta["splits"]["train"]:
+            check_shard_entries(meta["splits"][split]["shards"])
     return meta
+
+
+def check_shard_entries(shards):
+    """Raise ValueError, KeyError or TypeError unless it is a list as write_meta writes it."""
+    if not shards:
+        raise ValueError("a split has no shards")
+    for shard in shards:
+        for key, expected_type in SHARD_KEYS.items():
+            if type(shard[key]) is not expected_type:
+                raise TypeError(f"{key} of a shard is not of type {expected_type.__name__}")
+        if Path(shard["file"]).name != shard["file"]:
+            raise ValueError(f"{shard['file']!r} is not the name of a file in this folder")

@@ -12,17 +12,22 @@ READ_BYTES = 1 << 20
 SURPLUS = object()  # the key of values without a column
 
 
-def read_records(path, field, on_bytes):
+def check_format(path, field):
+    """Raise DataError if a file's name does not end as one of FORMATS."""
+    if path.suffix.lower() not in FORMATS:
+        raise DataError(
+            f"--field={field} is for {', '.join(FORMATS)} files, but the input has {path}"
+        )
+
+
+def read_records(path, field, on_bytes=None):
     """Yields the text of each record. `on_bytes` sees all raw bytes of the file.
 
     Raises DataError naming the file, the record and the fields that there are.
     """
+    check_format(path, field)
     readers = {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"--field={field} is for {', '.join(FORMATS)} files, but the input has {path}"
-        )
+    reader = readers[path.suffix.lower()]
     number = 0
     try:
         for number, record in enumerate(reader(path, field, on_bytes), start=1):
@@ -57,7 +62,8 @@ def lines_of(path, on_bytes):
     """The lines of a UTF-8 file as text, with their ends."""
     with open(path, "rb") as file:
         for number, line in enumerate(file):
-            on_bytes(line)
+            if on_bytes:
+                on_bytes(line)
             yield line.decode("utf-8-sig" if number == 0 else "utf-8")
 
 
@@ -82,7 +88,8 @@ def read_csv(path, field, on_bytes):
         raise DataError(f"{path} is not valid CSV: {error}") from error
 
 
-def read_parquet(path, field, on_bytes):
+def import_pyarrow():
+    """The package pyarrow with its Parquet reader. Raises DataError if it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -90,16 +97,51 @@ def read_parquet(path, field, on_bytes):
         raise DataError(
             ".parquet files need the package pyarrow: python -m pip install pyarrow==26.0.1"
         ) from None
-    with open(path, "rb") as file:
-        while chunk := file.read(READ_BYTES):
-            on_bytes(chunk)
+    return pyarrow
+
+
+def read_parquet(path, field, on_bytes):
+    pyarrow = import_pyarrow()
+    if on_bytes:
+        with open(path, "rb") as file:
+            while chunk := file.read(READ_BYTES):
+                on_bytes(chunk)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             columns = [field] if field in names else []  # the others need not be read
             if not columns:
-                yield dict.fromkeys(names)
-            for batch in file.iter_batches(columns=columns, batch_size=1024):
-                yield from batch.to_pylist()
+                yield dict.fromkeys(names)  # which names them in a message
+                return
+            # One thread: the cores encode, and each of prepare.py's workers has one of them.
+            batches = file.iter_batches(columns=columns, batch_size=1024, use_threads=False)
+            for batch in batches:
+                for text in batch.column(0).to_pylist():
+                    yield {field: text}
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def text_bytes(path, field):
+    """About how many bytes of text a file's records have; only the end of a .parquet file is read.
+
+    Raises DataError for a damaged .parquet file, or one without a column `field` of texts.
+    """
+    check_format(path, field)
+    if path.suffix.lower() != ".parquet":
+        return path.stat().st_size
+    pyarrow = import_pyarrow()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            metadata = file.metadata
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+    if field not in schema.names:
+        raise DataError(
+            f"{path} has no column {field!r}; it has {', '.join(schema.names[:20])}. "
+            "Name the column of texts: --field=COLUMN"
+        )
+    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+    return sum(each.total_uncompressed_size for each in columns if each.path_in_schema == field)

@@ -15,8 +15,9 @@ import itertools
 import os
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
+from threading import Lock
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class Shard:
     dtype: np.dtype
     offset: int  # bytes before the first token
     num_tokens: int
+    lock: Lock = field(default_factory=Lock, repr=False)  # training reads ahead in a thread
 
     def __post_init__(self):
         size = os.fstat(self.file.fileno()).st_size
@@ -68,16 +70,17 @@ class Shard:
 
         Raises DataError if the file ends too early.
         """
-        self.file.seek(self.offset + first * self.dtype.itemsize)  # Windows has no os.pread
         remaining = out.view(np.uint8)
-        while len(remaining):
-            count = self.file.readinto(remaining)
-            if not count:
-                raise DataError(
-                    f"{self.file.name} was truncated to fewer than its {self.num_tokens:,} "
-                    "tokens while in use. Restore it, then continue with --init_from=resume"
-                )
-            remaining = remaining[count:]
+        with self.lock:
+            self.file.seek(self.offset + first * self.dtype.itemsize)  # Windows has no os.pread
+            while len(remaining):
+                count = self.file.readinto(remaining)
+                if not count:
+                    raise DataError(
+                        f"{self.file.name} was truncated to fewer than its {self.num_tokens:,} "
+                        "tokens while in use. Restore it, then continue with --init_from=resume"
+                    )
+                remaining = remaining[count:]
 
 
 class TokenArray:

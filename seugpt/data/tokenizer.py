@@ -77,6 +77,10 @@ class CharTokenizer:
             raise DataError(f"not among {vocabulary}: {name_chars(unknown)}")
         return ids
 
+    def encode_document(self, text):
+        """As encode; in other vocabularies, special tokens in the text of a document are text."""
+        return self.encode(text)
+
     def encode_prompt(self, text):
         """The ids of the beginning of a text; other tokenizers may begin with a special token."""
         return self.encode(text)
@@ -114,6 +118,10 @@ class BPETokenizer:
         Any text can be encoded; "<|endoftext|>" becomes one token.
         """
         return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+
+    def encode_document(self, text):
+        """The same without a token for "<|endoftext|>", which no document can forge this way."""
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_prompt(self, text):
         chunks = split_at_word_boundaries([text])  # tiktoken fails on a million spaces in a row

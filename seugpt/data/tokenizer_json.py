@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -245,6 +246,16 @@ class HuggingFaceTokenizer:
     def encode(self, text):
         """text -> int32 array of ids, as inside a longer text: nothing is put in front."""
         return encoded_ids(self.encoder, text, add_special_tokens=False)
+
+    def encode_document(self, text):
+        """As encode, but special tokens in the text are text."""
+        return encoded_ids(self.document_encoder, text, add_special_tokens=False)
+
+    @cached_property
+    def document_encoder(self):
+        encoder = import_tokenizers().Tokenizer.from_str(self.encoder.to_str())
+        encoder.encode_special_tokens = True
+        return encoder
 
     def encode_prompt(self, text):
         """The ids of the beginning of a text, with the begin-of-text token if there is one."""

@@ -20,7 +20,7 @@ import torch
 import bench
 from model import ModelConfig
 from seugpt.benchmark import whole_commands
-from tests.helpers import ROOT, run_python, start_script, wait_until
+from tests.helpers import ROOT, gpt2_or_skip, run_python, start_script, wait_until
 
 SMALL = "--device=cpu --n_layer=1 --n_embd=32 --n_head=2 --block_size=16 --batch_size=2".split()
 ONE_STEP = ["--compile=False", "--max_iters=1", "--eval_interval=1", "--eval_iters=1", "--rounds=1"]
@@ -178,6 +178,16 @@ def test_smoke_suite_measures_everything(tiny, in_process, capsys):
     printed = capsys.readouterr().out
     assert "NOT REACHED" in printed
     assert re.search(r"600 steps in .+; .+ 7 evaluations", printed)  # of the whole quickstart run
+
+
+def test_shards_are_prepared_in_turn_with_tiktoken_alone(bench_folder):
+    gpt2_or_skip()
+    bench.main(["prepare", "--input=tiny.txt", "--repeat=20", "--workers=1", "--rounds=1", RESULTS])
+    [result] = results()
+    assert result["bench"] == "prepare_shards"
+    assert result["bytes"] == pytest.approx(21 * 6000, rel=0.2)
+    assert result["mb_per_s"] * result["rounds_s"][0] == pytest.approx(result["bytes"] / 1e6)
+    assert result["ratios"][0] == result["tiktoken_s"][0] / result["rounds_s"][0]
 
 
 @pytest.mark.parametrize("line", itertools.chain(*bench.GPU_SUITE.values()))

@@ -180,8 +180,9 @@ def reader_supplies(folder):
     nanogpt.parent.mkdir(parents=True)
     nanogpt.write_text(text, encoding="utf-8")
     (folder / "prompt.txt").write_text("The king", encoding="utf-8")
-    for name in ("reviews.jsonl", "held_out.jsonl"):
+    for name in ("reviews.jsonl", "held_out.jsonl", "web/0.jsonl", "web/1.jsonl", "web/val.jsonl"):
         record = json.dumps({"text": text[:5000]})
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"{record}\n", encoding="utf-8")
 
 

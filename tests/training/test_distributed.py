@@ -48,9 +48,12 @@ def test_uneven_split_is_refused_with_the_nearest_values(
     assert re.findall(rf"--{option}=(\d+)", str(error.value)) == nearest
 
 
+@pytest.mark.parametrize("sampling", ["random", "permutation"])
 @pytest.mark.parametrize("accumulation_steps", [4, 1])
-def test_all_ranks_together_see_the_batches_of_one_process(make_trainer, accumulation_steps):
-    trainer = make_trainer(gradient_accumulation_steps=accumulation_steps)
+def test_all_ranks_together_see_the_batches_of_one_process(
+    make_trainer, accumulation_steps, sampling
+):
+    trainer = make_trainer(gradient_accumulation_steps=accumulation_steps, sampling=sampling)
 
     def rows(world_size):
         found = []

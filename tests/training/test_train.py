@@ -35,7 +35,7 @@ def test_accumulated_gradients_equal_those_of_one_large_batch(make_trainer):
         def optimizer_step():
             received.extend(p.grad.clone() for p in trainer.raw_model.parameters())
 
-        trainer.dataset.batch = batch
+        trainer.read_batch = batch
         trainer.optimizers[0].step = optimizer_step
         trainer.train_step()
         return received
