@@ -53,7 +53,7 @@ class Decoder:
         self.cache = KVCache(model.config, batch_size, length, like)
         if has_hooks(model):
             self.forward = model
-            self.no_grad = torch.no_grad  # a weight gathered in inference mode could not be trained
+            self.no_grad = torch.no_grad  # what is first gathered in inference mode cannot train
         else:
             self.forward = inline_modules(model)
             self.no_grad = torch.inference_mode

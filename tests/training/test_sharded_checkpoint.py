@@ -175,6 +175,32 @@ def test_run_file_that_does_not_fit_its_shards_is_refused(sharded, change):
         load_merged(LATEST, RESUME_KEYS)
 
 
+# Written while the run goes on
+
+SLOW_DISK = """
+import time
+from seugpt.training.sharded_checkpoint import ShardedSaver
+
+write = ShardedSaver.write
+
+def slow_write(self, run, tensors):
+    time.sleep(1)
+    write(self, run, tensors)
+
+ShardedSaver.write = slow_write
+"""
+
+
+def test_checkpoint_has_the_tensors_of_its_step_however_long_it_takes(sharded, run, run_ranks):
+    """The steps made meanwhile do not change it, and the run ends with the last one whole."""
+    run_ranks(run(**{**SHARDED, "out_dir": "slow"}), 2, setup=SLOW_DISK)
+    for folder in (EARLIER, LATEST):
+        expected = load_merged(folder, RESUME_KEYS)
+        slow = load_merged(Path("slow", folder.name), RESUME_KEYS)
+        for key in ("step", "model", "optimizer"):
+            assert nested_equal(slow[key], expected[key]), key
+
+
 # Processes that die
 
 
