@@ -41,7 +41,7 @@ from seugpt.training.batch_ramp import (
     get_accumulation_steps,
     num_micro_batches,
 )
-from seugpt.training.distributed import DistributedEnv, process_group
+from seugpt.training.distributed import DistributedEnv, process_group, skip_grad_sync
 from seugpt.training.failures import memory_advice, not_finite_error
 from seugpt.training.gradient_checkpointing import checkpoint_blocks
 from seugpt.training.init_from import (
@@ -56,7 +56,13 @@ from seugpt.training.logger import RunLogger
 from seugpt.training.memory import prepare_device, to_device
 from seugpt.training.optimizer import make_optimizers
 from seugpt.training.report import print_report
-from seugpt.training.run_checkpoint import log_source_loss, restore_run, save_run
+from seugpt.training.run_checkpoint import log_source_loss, make_saver, restore_run, save_run
+from seugpt.training.sharding import (
+    check_sharding,
+    compile_blocks,
+    full_tensor,
+    try_compiling_block,
+)
 from seugpt.training.signals import SignalHandler
 from seugpt.training.snapshots import SnapshotRecorder
 from seugpt.training.throughput import Throughput, peak_flops
@@ -111,8 +117,8 @@ class TrainConfig:
     cooldown_iters: Annotated[int, "last steps, of linear decay; 0: cosine decay", ">= 0"] = 0
     min_lr: Annotated[float, "final learning rate; usually learning_rate / 10", ">= 0"] = 6e-5
     # system
-    backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "DDP backend"] = "auto"
-    dp_shard_size: Annotated[int, "ranks that share a model's shards (FSDP); 1: DDP", ">= 1"] = 1
+    backend: Annotated[Literal["auto", "nccl", "gloo", "mpi"], "of several processes"] = "auto"
+    dp_shard_size: Annotated[int, "processes that share one copy (FSDP); 1: DDP", ">= 1"] = 1
     dist_timeout_s: Annotated[int, "seconds to wait for other processes", ">= 1", "<= 86400"] = 600
     device: Annotated[str, "auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps"] = "auto"
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], "autocast dtype"] = "auto"
@@ -198,10 +204,10 @@ class Trainer:
         local_rank, local_world_size = self.dist_env.local_rank, self.dist_env.local_world_size
         self.device = pick_device(config.device, local_rank, local_world_size)
         self.dtype = pick_dtype(config.dtype, self.device, training=True)
-        self.raw_model = model.to(self.device)  # what is saved and evaluated
         if config.gradient_checkpointing:
-            checkpoint_blocks(self.raw_model, preserve_rng_state=model.config.dropout > 0)
-        self.model = self.dist_env.wrap_ddp(self.raw_model, self.device)  # what is trained
+            checkpoint_blocks(model, preserve_rng_state=model.config.dropout > 0)
+        self.raw_model = model  # what is saved and evaluated; self.model is what is trained
+        self.model = self.dist_env.distribute(model, self.device, config.dp_shard_size)
         # AdamW, decaying matrices alone; or Muon for the blocks' matrices, AdamW for the rest
         self.optimizers = make_optimizers(model, config, self.device, self.dtype)
         self.autocast = make_autocast(self.device, self.dtype)
@@ -214,6 +220,7 @@ class Trainer:
         self.unchecked_step = None  # the last step's numbers, until they are known to be finite
         self.defers_check = self.device.type == "cuda" and not self.scaler.is_enabled()
         self.throughput = self.make_throughput()
+        self.saver = make_saver(config, self.dist_env)
         self.snapshots = SnapshotRecorder(
             self.raw_model, config.snapshot_interval, self.log, self.throughput, self.autocast
         )
@@ -235,22 +242,34 @@ class Trainer:
 
     def compile(self):
         self.log.info("compiling the model, which takes a minute ...")
-        failure = compile_model(self.raw_model, self.compile_now)
+        is_sharded = self.config.dp_shard_size > 1
+        if is_sharded:
+            rows = self.config.batch_size
+            failure = try_compiling_block(self.raw_model.config, rows, self.device, self.autocast)
+        else:
+            failure = compile_model(self.raw_model, self.compile_now)
         failures = list(filter(None, self.dist_env.all_gather(failure)))
         if failures:  # of any rank: the others would wait for it
             uncompile(self.raw_model)
             self.log.info(f"torch.compile failed, so the model runs uncompiled: {failures[0]}")
+        elif is_sharded:
+            compile_blocks(self.raw_model)
 
     def compile_now(self):
         """One forward and backward pass, without the other ranks."""
-        with self.skip_grad_sync():
+        with skip_grad_sync(self.model):
             self.backward(*self.batch(0))
 
     def run(self):
         """Train to max_iters. Returns the signal that ended the run early, or 0."""
-        signal_handler = SignalHandler(quiet=self.dist_env.rank > 0)
-        with signal_handler as signals, closing(self.log), closing(self.read_batch):
+        with (
+            SignalHandler(quiet=self.dist_env.rank > 0) as signals,
+            closing(self.log),
+            closing(self.saver),
+            closing(self.read_batch),
+        ):
             signum = self.loop(signals)
+            self.saver.finish()
             self.log.end(self.state, signum)
         return signum
 
@@ -330,13 +349,9 @@ class Trainer:
         for micro_step in range(self.micro_steps):
             x, y = self.batch(micro_step)
             is_last = micro_step == self.micro_steps - 1
-            with nullcontext() if is_last else self.skip_grad_sync():
+            with nullcontext() if is_last else skip_grad_sync(self.model):
                 loss += self.backward(x, y)
         return self.dist_env.all_reduce_mean(loss)
-
-    def skip_grad_sync(self):
-        """A context in which DDP leaves the gradients of the ranks apart."""
-        return self.model.no_sync() if self.dist_env.world_size > 1 else nullcontext()
 
     def backward(self, x, y):
         """Add a micro-batch's part to the gradients. Returns its part of the mean loss."""
@@ -351,7 +366,7 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)  # also without clipping: the norm is logged
         parameters = list(self.raw_model.parameters())
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        grad_norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         max_norm = self.config.grad_clip
         if max_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, grad_norm)
@@ -417,18 +432,19 @@ class Trainer:
             values = f"validation loss {self.val_loss}"
             raise not_finite_error(values, state.step, self.dtype, self.config)
         is_best = state.record_evaluation(self.val_loss)
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.raw_model.parameters()])
+        norm = full_tensor(norm).item()
+        sample = self.sample()  # on all ranks: each has a part of a sharded model
         if self.dist_env.rank == 0:
-            self.log_evaluation(losses, is_best)
+            self.log_evaluation(losses, norm, sample, is_best)
         self.last_eval_step = state.step
         self.last_save_step = None  # a checkpoint saved earlier at this step lacks the evaluation
         self.raw_model.train()
         self.throughput.restart(state.step)
 
-    def log_evaluation(self, losses, is_best):
-        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.raw_model.parameters()])
+    def log_evaluation(self, losses, norm, sample, is_best):
         vocab_size = self.raw_model.config.vocab_size
-        sample = self.sample()
-        self.log.evaluation(self.state.step, losses, norm.item(), sample, vocab_size, is_best)
+        self.log.evaluation(self.state.step, losses, norm, sample, vocab_size, is_best)
         self.log.warn_no_improvement(self.state)
         draw_loss_curve(self.log)
 
@@ -466,7 +482,8 @@ class Trainer:
     def save_checkpoint(self):
         """Write latest.pt, and best.pt if it is better; nothing if this step has been saved.
 
-        best.pt has weights, configs and tokenizer; latest.pt also optimizer, RNG and progress.
+        best.pt has weights, configs and tokenizer; latest.pt also optimizer, RNG and progress. A
+        sharded run writes one folder of all that.
         """
         if self.config.eval_only or self.state.step == self.last_save_step:
             return
@@ -482,14 +499,17 @@ def train(model_config, config, ckpt):
     """Train a model and save it to out_dir. All is checked before anything is written."""
     dist_env = DistributedEnv.from_environment()
     device = pick_device(config.device, dist_env.local_rank, dist_env.local_world_size)
-    pick_dtype(config.dtype, device, training=True)  # may raise
+    dtype = pick_dtype(config.dtype, device, training=True)  # may raise
     if config.report:
         print_report(model_config, config, dist_env, device)
         return
-    check_split(config, dist_env)
+    check_sharding(config, dtype, dist_env.world_size)  # may raise
+    check_split(config, dist_env)  # may raise
     backend = dist_env.pick_backend(config.backend, device)
     dataset = Dataset(dataset_path(config.dataset), config.tokenizer)
-    model, adaptation_notes = build_model(model_config, config, ckpt, dataset.tokenizer)
+    model, adaptation_notes = build_model(
+        model_config, config, ckpt, dataset.tokenizer, dist_env.local_world_size
+    )
     resume_ckpt = ckpt if config.init_from == "resume" else None
     if resume_ckpt:
         check_same_data(ckpt, config, dataset)

@@ -48,6 +48,7 @@ RUN = {  # the options of a run on data/tiny that takes seconds
     "eval_iters": 2,
     "log_interval": 1,
 }
+SHARDED = {**RUN, "dp_shard_size": 2, "keep_last": 3, "optimizer": "muon"}  # for two ranks
 STATE_KEYS = ("model", "optimizer", "scaler", "rng_states", "train_state", "step", "val_loss")
 BLOCK_SIZE = 16  # of save_perturbed_gpt
 EVAL_TEXT = (

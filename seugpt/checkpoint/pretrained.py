@@ -14,15 +14,10 @@ from torch.overrides import TorchFunctionMode
 from model import GPT, ModelConfig
 from seugpt.checkpoint import huggingface, nanogpt
 from seugpt.checkpoint.adapt import adapt_state_dict
+from seugpt.checkpoint.content import FORMAT, INFERENCE_KEYS, check_content
 from seugpt.checkpoint.shapes import parameter_shapes
-from seugpt.checkpoint.storage import (
-    FORMAT,
-    INFERENCE_KEYS,
-    check_content,
-    describe,
-    find_checkpoint,
-    read_file,
-)
+from seugpt.checkpoint.sharded import is_step_folder, load_merged
+from seugpt.checkpoint.storage import describe, find_checkpoint, read_file
 from seugpt.cli.values import coerce_fields
 from seugpt.data import hub
 from seugpt.data.tokenizer import load_tokenizer, same_vocabulary
@@ -66,10 +61,13 @@ def load_pretrained(source):
     if path.is_file() and path.suffix in (".json", ".safetensors"):
         raise CheckpointError(f"{source} is one file of a model; give its folder: {path.parent}")
     path = find_checkpoint(path)
-    ckpt = read_file(path)
-    if nanogpt.is_nanogpt(ckpt):
-        ckpt = {"format": FORMAT, **nanogpt.convert(ckpt, path)}
-    check_content(path, ckpt, INFERENCE_KEYS)
+    if is_step_folder(path):
+        ckpt = load_merged(path)
+    else:
+        ckpt = read_file(path)
+        if nanogpt.is_nanogpt(ckpt):
+            ckpt = {"format": FORMAT, **nanogpt.convert(ckpt, path)}
+        check_content(path, ckpt, INFERENCE_KEYS)
     ckpt = {**ckpt, "path": path}
     ckpt["model_config"] = vars(config_of(ckpt))  # each value in its type, whoever wrote it
     return ckpt

@@ -13,29 +13,12 @@ from pathlib import Path
 import torch
 
 from seugpt.checkpoint.archive import read_archive, write_archive
+from seugpt.checkpoint.content import FORMAT, INFERENCE_KEYS, RESUME_KEYS, check_content
+from seugpt.checkpoint.sharded import is_step_folder, read_run, step_folder, step_folders
 from seugpt.errors import CheckpointError, one_line
 from seugpt.files import atomic_write, disk_space
 
-FORMAT = 1
 CHECKPOINT_FILES = ("best.pt", "latest.pt", "ckpt.pt")  # in a run's folder; ckpt.pt is nanoGPT's
-INFERENCE_KEYS = {  # what inference needs, with its type
-    "format": int,
-    "model": dict,
-    "model_config": dict,
-    "train_config": dict,
-    "tokenizer": dict,
-    "step": int,
-    "val_loss": float,  # NaN: not evaluated at this step
-}
-RESUME_KEYS = {  # what a run needs to continue
-    **INFERENCE_KEYS,
-    "optimizer": list,
-    "scaler": dict,
-    "rng_states": list,
-    "train_state": dict,
-    "eval_signature": list,
-    "fingerprint": str,
-}
 
 
 def save_checkpoint(path, ckpt):
@@ -127,61 +110,6 @@ def checkpoints_in(folder):
     return [*step_checkpoints(folder), *filter(Path.is_file, named)]
 
 
-def check_content(path, ckpt, keys):
-    """Raise CheckpointError unless `ckpt` is a dictionary with valid values for {key: type}."""
-    missing = [key for key in keys if not isinstance(ckpt, dict) or key not in ckpt]
-    if missing:
-        can_infer = not set(missing) & INFERENCE_KEYS.keys()
-        problem = "cannot be resumed" if can_infer else "is not a seuGPT checkpoint"
-        raise CheckpointError(f"{path} {problem}: it has no {', '.join(missing)}")
-    if type(ckpt["format"]) is not int or ckpt["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {ckpt['format']}; this version reads format {FORMAT}"
-        )
-    wrong = []
-    for key, expected in keys.items():
-        is_valid = CHECKS.get(key, lambda value: True)
-        if not isinstance(ckpt[key], expected) or not is_valid(ckpt[key]):
-            wrong.append(key)
-    if wrong:
-        raise CheckpointError(f"{path} is damaged: {', '.join(wrong)} has the wrong type or value")
-
-
-def is_count(value):
-    return type(value) is int and value >= 0
-
-
-def is_signature(values):
-    """Whether a list can be compared with that of run_checkpoint.eval_signature."""
-    return all(isinstance(value, str | int) for value in values)
-
-
-def is_train_state(state):
-    """Whether a dictionary holds the fields of a TrainState (train.py)."""
-    counts = [state.get(key) for key in ("step", "best_step", "evals_since_best")]
-    best = state.get("best_val_loss")
-    return all(map(is_count, counts)) and isinstance(best, float) and not math.isnan(best)
-
-
-def is_options(values):
-    """Whether a dictionary holds the values of options, of ordinary size."""
-    return all(isinstance(name, str) and is_option(value) for name, value in values.items())
-
-
-def is_option(value):
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return value is None or isinstance(value, float | str)
-
-
-CHECKS = {
-    "step": is_count,
-    "train_config": is_options,
-    "train_state": is_train_state,
-    "eval_signature": is_signature,
-}
-
-
 def missing_file_advice(path):
     """The next command for someone whose checkpoint does not exist."""
     numbered = step_checkpoints(path.parent)
@@ -199,20 +127,42 @@ def missing_file_advice(path):
     return f"A run writes it: python train.py CONFIG --out_dir={path.parent}"
 
 
+def load_latest(folder):
+    """The checkpoint that a run in `folder` continues: latest.pt, or a sharded run's last folder.
+
+    Of a sharded one as read_run returns it, without tensors. Raises CheckpointError.
+    """
+    latest = Path(folder, "latest.pt")
+    sharded = [read_run(path) for path in step_folders(folder)[:1]]
+    if sharded and not latest.is_file():
+        return sharded[0]
+    return latest_of([load_checkpoint(latest, RESUME_KEYS), *sharded])
+
+
+def latest_of(ckpts):
+    """The one of the latest step; a run that was sharded only for a time has left both kinds."""
+    return max(ckpts, key=lambda ckpt: ckpt["step"])
+
+
 def load_latest_valid(folder):
     """The newest checkpoint in a folder from which a run can continue; None if there is none.
 
     Its "notes" name those that are damaged. Raises CheckpointError if all of them are.
     """
     damaged = []
-    for path in filter(Path.is_file, [Path(folder) / "latest.pt", *step_checkpoints(folder)]):
-        try:
-            ckpt = load_checkpoint(path, RESUME_KEYS)
-        except CheckpointError as error:
-            damaged.append(str(error))
-        else:
-            notes = [*damaged, f"so the run continues from {path}"] if damaged else []
-            return {**ckpt, "notes": notes}
+    found = []
+    files = filter(Path.is_file, [Path(folder) / "latest.pt", *step_checkpoints(folder)])
+    for paths, load in ((files, load_to_resume), (step_folders(folder), read_run)):
+        for path in paths:
+            try:
+                found.append(load(path))
+                break
+            except CheckpointError as error:
+                damaged.append(str(error))
+    if found:
+        ckpt = latest_of(found)
+        notes = [*damaged, f"so the run continues from {ckpt['path']}"] if damaged else []
+        return {**ckpt, "notes": notes}
     if damaged:
         raise CheckpointError(
             f"{'. '.join(damaged)}. To start over, --init_from=scratch moves these files aside"
@@ -220,26 +170,49 @@ def load_latest_valid(folder):
     return None
 
 
-def find_checkpoint(path):
-    """`path` if it is a file; in a folder best.pt, else latest.pt, else nanoGPT's ckpt.pt.
+def load_to_resume(path):
+    return load_checkpoint(path, RESUME_KEYS)
 
-    Raises CheckpointError.
+
+def find_checkpoint(path):
+    """The checkpoint at `path`, a file or a sharded one's folder; in a run's folder its best one.
+
+    That is best.pt, else latest.pt, else nanoGPT's ckpt.pt. Raises CheckpointError.
     """
     path = Path(path)
-    candidates = [path] if path.is_file() else [path / name for name in CHECKPOINT_FILES]
-    for candidate in candidates:
+    if path.is_file() or is_step_folder(path):
+        return path
+    sharded = find_best_sharded(path)
+    if sharded:
+        return sharded
+    for candidate in [path / name for name in CHECKPOINT_FILES]:
         if candidate.is_file():
             return candidate
     if path.is_dir():
         raise CheckpointError(
-            f"the folder {path} has no {', '.join(CHECKPOINT_FILES)} and no Hugging Face "
-            f"config.json. A run writes a checkpoint: python train.py CONFIG --out_dir={path}"
+            f"the folder {path} has no {', '.join(CHECKPOINT_FILES)}, no step-*/run.json and no "
+            "Hugging Face config.json. A run writes a checkpoint: "
+            f"python train.py CONFIG --out_dir={path}"
         )
     folder = path.parent if path.suffix == ".pt" else path
     raise CheckpointError(
         f"there is no checkpoint {path}. A run writes "
         f"one: python train.py CONFIG --out_dir={folder}"
     )
+
+
+def find_best_sharded(out_dir):
+    """The best checkpoint of a run that is sharded now; None if best.pt or latest.pt has it."""
+    folders = step_folders(out_dir)
+    if not folders:
+        return None
+    latest = load_latest(out_dir)
+    if latest["path"] not in folders:
+        return None
+    best = step_folder(out_dir, latest["train_state"]["best_step"])
+    if best in folders:
+        return best
+    return None if Path(out_dir, "best.pt").is_file() else latest["path"]
 
 
 def check_unchanged(ckpt):

@@ -205,11 +205,13 @@ class Dataset:
 
         Yields x, y, int64 (batch_size, block_size), for every world_size-th batch from `rank` on.
         Windows do not overlap, so a small split has fewer. The last window and the last batch are
-        padded with targets IGNORE_INDEX, so that all shapes are equal.
+        padded with targets IGNORE_INDEX, so that all shapes are equal; and so are whole batches, so
+        that all ranks have equally many.
         """
         ids = self.ids[split]
         windows = self.evaluation_windows(split, eval_iters, batch_size, block_size)
-        for start in range(rank * batch_size, len(windows), world_size * batch_size):
+        for first in range(0, len(windows), world_size * batch_size):
+            start = first + rank * batch_size
             x = np.zeros((batch_size, block_size), dtype=np.int64)
             y = np.full((batch_size, block_size), IGNORE_INDEX, dtype=np.int64)
             for row, window in enumerate(windows[start : start + batch_size]):

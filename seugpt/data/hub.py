@@ -26,13 +26,13 @@ OPTIONAL_FILES = (
 EXTRAS = {"safetensors": "0.8.0", "huggingface_hub": "2.4.0"}  # package: version to install
 
 
-def import_extra(package):
+def import_extra(package, purpose="Hugging Face models"):
     """An optional package. Raises CheckpointError with the command that installs it."""
     try:
         return __import__(f"{package}.torch" if package == "safetensors" else package)
     except ImportError:
         raise CheckpointError(
-            f"Hugging Face models need the package {package}: python -m pip install "
+            f"{purpose} need the package {package}: python -m pip install "
             f"{package}=={EXTRAS[package]}"
         ) from None
 

@@ -25,6 +25,8 @@ def summed_loss(model, batches, device, autocast):
         with autocast:
             loss = model(x_on_device, y_on_device)[1]
         num_targets = int((y != IGNORE_INDEX).sum())
+        if num_targets == 0:  # a batch that only keeps the other ranks company
+            continue
         total += torch.tensor([loss.item(), 1.0], dtype=torch.float64) * num_targets
     return total
 

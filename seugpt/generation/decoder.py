@@ -19,6 +19,7 @@ def inline_modules(module):
 
     nn.Module searches three dictionaries for a submodule and checks for hooks before each call, in
     Python, 130 times in a step of four layers (docs/SPEED.md). The weights are the same tensors.
+    Hooks, as those that gather a sharded model, are not called.
     """
     if isinstance(module, nn.ModuleList):
         return [inline_modules(child) for child in module]
@@ -26,6 +27,10 @@ def inline_modules(module):
     children = {name: inline_modules(child) for name, child in module.named_children()}
     vars(copied).update({**module._parameters, **module._buffers, **children})
     return copied.forward
+
+
+def has_hooks(model):
+    return any(module._forward_pre_hooks for module in model.modules())
 
 
 class Decoder:
@@ -43,14 +48,20 @@ class Decoder:
         self.model = model
         self.batch_size = batch_size
         length = min(length, model.config.block_size)
-        self.cache = KVCache(model.config, batch_size, length, like=model.ln_f.weight)
-        self.forward = inline_modules(model)
+        weight = model.ln_f.weight
+        like = torch.empty(0, dtype=weight.dtype, device=weight.device)  # no shard, as it may be
+        self.cache = KVCache(model.config, batch_size, length, like)
+        if has_hooks(model):
+            self.forward = model
+            self.no_grad = torch.no_grad  # what is first gathered in inference mode cannot train
+        else:
+            self.forward = inline_modules(model)
+            self.no_grad = torch.inference_mode
         self.step = self.eager_step
         self.failure = None
         if compile:
             self.compile_step()
 
-    @torch.inference_mode()
     def prefill(self, rows):
         """Clear the cache and read `rows`, B tensors of ids (T,), padded on the left if shorter.
 
@@ -60,12 +71,12 @@ class Decoder:
         padding = [longest - len(row) for row in rows]
         self.cache.reset(torch.tensor(padding)[:, None])
         idx = torch.stack([F.pad(row, (n, 0)) for row, n in zip(rows, padding, strict=True)])
-        return self.forward(idx, cache=self.cache)[0]
+        return self.eager_step(idx)
 
-    @torch.inference_mode()
     def eager_step(self, idx):
         """idx (B, 1), the next token of each row -> logits (B, 1, V)."""
-        return self.forward(idx, cache=self.cache)[0]
+        with self.no_grad():
+            return self.forward(idx, cache=self.cache)[0]
 
     def compile_step(self):
         on_cuda = self.model.wte.weight.is_cuda

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from seugpt.errors import ConfigError
+from seugpt.training.sharding import shard_model
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,14 @@ class DistributedEnv:
             f"{self.world_size} processes; use {' or '.join(nearest)}"
         )
 
-    def wrap_ddp(self, model, device):
-        """The model, with gradients averaged over the ranks in its backward pass."""
+    def distribute(self, model, device, shard_size=1):
+        """The model on its device, with gradients averaged over the ranks in its backward pass.
+
+        shard_size > 1 shards it in place over that many ranks (FSDP); else each rank has all (DDP).
+        """
+        if shard_size > 1:
+            return shard_model(model, device, self.world_size, shard_size)
+        model.to(device)
         if self.world_size == 1:
             return model
         device_ids = [device.index] if device.type == "cuda" else None
@@ -145,6 +152,20 @@ class DistributedEnv:
         if not is_available[name]():
             raise ConfigError(f"backend={name} is not in this build of torch; use --backend=auto")
         return name
+
+
+@contextlib.contextmanager
+def skip_grad_sync(model):
+    """A context in which replicas leave their gradients apart; shards are still reduced (FSDP)."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    elif hasattr(model, "set_requires_all_reduce"):  # an FSDPModule
+        model.set_requires_all_reduce(False)
+        yield
+        model.set_requires_all_reduce(True)
+    else:
+        yield
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What a run starts from: random weights, its own checkpoint, or another model's weights."""
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from model import GPT
 from seugpt.checkpoint.archive import read_seal
+from seugpt.checkpoint.content import RESUME_KEYS
 from seugpt.checkpoint.pretrained import (
     NON_WEIGHT_FIELDS,
     build_from_checkpoint,
@@ -14,7 +16,9 @@ from seugpt.checkpoint.pretrained import (
     check_tokenizer,
     load_pretrained,
 )
-from seugpt.checkpoint.storage import RESUME_KEYS, load_checkpoint, load_latest_valid
+from seugpt.checkpoint.shapes import SkipInit
+from seugpt.checkpoint.sharded import RUN_FILE, load_merged
+from seugpt.checkpoint.storage import load_latest, load_latest_valid
 from seugpt.errors import ConfigError, DataError
 from seugpt.training.memory import check_memory
 
@@ -39,7 +43,7 @@ def resolve_config(overrides):
         ckpt = load_latest_valid(out_dir)
         init_from = "resume" if ckpt else "scratch"
     elif init_from == "resume":
-        ckpt = load_checkpoint(Path(out_dir) / "latest.pt", RESUME_KEYS)
+        ckpt = load_latest(out_dir)
     else:
         ckpt = load_pretrained(init_from)
     resume = init_from == "resume"
@@ -58,6 +62,8 @@ def resolve_config(overrides):
             "state does not fit. Drop that option, or start a new run from these weights: "
             f"--init_from={out_dir} --out_dir=ANOTHER"
         )
+    if resume and "model" not in ckpt and config.dp_shard_size == 1:
+        ckpt |= load_merged(ckpt["path"], RESUME_KEYS)
     return model_config, replace(config, init_from=init_from), ckpt
 
 
@@ -106,8 +112,12 @@ def rank_values(model_config, config, resume_ckpt, dataset):
     for name in ("out_dir", "device"):  # may differ between machines
         del values[name]
     if resume_ckpt:
+        path = resume_ckpt["path"]
         values["step"] = resume_ckpt["step"]
-        values["latest.pt"] = read_seal(resume_ckpt["path"])[-12:].decode("ascii", "replace")
+        if path.is_dir():
+            values[RUN_FILE] = f"{zlib.crc32((path / RUN_FILE).read_bytes()):08x}"
+        else:
+            values["latest.pt"] = read_seal(path)[-12:].decode("ascii", "replace")
     return values
 
 
@@ -125,16 +135,20 @@ def with_vocabulary(model_config, tokenizer, dataset):
     return replace(model_config, vocab_size=vocab_size)
 
 
-def build_model(model_config, config, ckpt, tokenizer):
+def build_model(model_config, config, ckpt, tokenizer, num_copies=1):
     """(model, adaptation notes): drawn from the seed, or with the checkpoint's weights.
 
-    Raises ConfigError, CheckpointError, DeviceError.
+    Those of a sharded checkpoint are still to be read. `num_copies`: the processes on this machine,
+    each of which builds the whole model. Raises ConfigError, CheckpointError, DeviceError.
     """
     if ckpt is not None:
         check_tokenizer(ckpt, tokenizer.spec(), config.dataset)
+        if "model" not in ckpt:
+            with SkipInit():
+                return GPT(model_config), []
         return build_from_checkpoint(ckpt, model_config, config.seed)
     model_config = with_vocabulary(model_config, tokenizer, config.dataset)
-    weights_size = FLOAT32_BYTES * estimate_num_params(model_config)
+    weights_size = num_copies * FLOAT32_BYTES * estimate_num_params(model_config)
     advice = "a smaller --n_layer, --n_embd or --mlp_hidden needs less"
     check_memory(weights_size, "the weights", advice)
     torch.manual_seed(config.seed)  # the same weights on every rank

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from seugpt.checkpoint.sharded import step_folders
 from seugpt.checkpoint.storage import check_unchanged
 from seugpt.cli.command import silence_stdout
 from seugpt.cli.config_parser import to_source
@@ -111,7 +112,7 @@ class RunLogger:
         self.files += [self.log_file, self.metrics_file]
         if previous:
             self.info(f"moved the earlier run in {self.folder} to {previous}")
-            if (previous / "latest.pt").exists():
+            if (previous / "latest.pt").exists() or step_folders(previous):
                 self.info(f"    to continue it: {resume_command(previous)}")
         if num_damaged:
             self.info(f"dropped {num_damaged} damaged line(s) of {metrics_path}")

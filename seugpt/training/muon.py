@@ -5,6 +5,8 @@ Source: Jordan (2024), https://kellerjordan.github.io/posts/muon
 
 import torch
 
+from seugpt.training.sharding import gather_matrices, local_tensor, scatter_matrices
+
 # The first three steps of Polar Express (2505.16932): a x + b x^3 + c x^5 maps singular values of
 # 0.001 and more to between 0.14 and 1.86. More or fewer steps, and narrower ranges, all cost loss
 # or time (docs/SPEED.md).
@@ -57,18 +59,20 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = group["params"]
             rows = group["rows"]
-            gradients = [p.grad for p in params]
-            momenta = [self.state[p]["momentum"] for p in params]
+            gradients = [local_tensor(p.grad) for p in group["params"]]
+            momenta = [local_tensor(self.state[p]["momentum"]) for p in group["params"]]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+            nesterov = gather_matrices(nesterov, group["params"])
             columns = nesterov.shape[-1]  # of (layers, rows of all matrices, columns)
             update = orthogonalize(nesterov.view(-1, rows, columns).to(self.dtype))
             # Contiguous, as _foreach_add_ takes a slow path for transposed tensors.
             update = update.reshape(nesterov.shape).type_as(nesterov).contiguous()
+            update = scatter_matrices(update, group["params"])
             if self.found_inf is not None:
                 update = torch.where(self.found_inf > 0, 0.0, update)
+            params = [local_tensor(p) for p in group["params"]]
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             scale = max(1, rows / columns) ** 0.5
             torch._foreach_add_(params, update.unbind(), alpha=-group["lr"] * scale)

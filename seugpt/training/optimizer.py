@@ -3,6 +3,7 @@
 import torch
 
 from seugpt.training.muon import Muon, muon_param_groups
+from seugpt.training.sharding import is_sharded, shard_like
 
 # What an optimizer stores for each parameter; everything but the step has the parameter's shape.
 STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}
@@ -47,12 +48,26 @@ def restore_optimizers(optimizers, state_dicts, step):
     out of bounds. Raises ValueError and the like if the state does not belong to these parameters.
     """
     for optimizer, state_dict in zip(optimizers, state_dicts, strict=True):
+        state_dict = shard_state(state_dict, parameters_of(optimizer))
         current = [without_params(group) for group in optimizer.param_groups]
         optimizer.load_state_dict(state_dict)
         for group, hyperparameters in zip(optimizer.param_groups, current, strict=True):
             group.update(hyperparameters)
         if step:
             check_state(optimizer)
+
+
+def shard_state(state_dict, params):
+    """A state_dict of whole tensors, with a rank's shards of those of sharded parameters."""
+    state = dict(state_dict["state"])
+    for index, values in state.items():
+        param = params[index]
+        if is_sharded(param):
+            state[index] = {
+                key: value if key == "step" else shard_like(value, param)
+                for key, value in values.items()
+            }
+    return {**state_dict, "state": state}
 
 
 def without_params(group):

@@ -1,4 +1,4 @@
-"""What a run saves and restores: best.pt for inference, latest.pt to resume."""
+"""What a run saves and restores: best.pt for inference, latest.pt to resume; or sharded folders."""
 
 import math
 from dataclasses import asdict
@@ -6,10 +6,13 @@ from pathlib import Path
 
 import torch
 
+from seugpt.checkpoint.content import INFERENCE_KEYS
 from seugpt.checkpoint.pretrained import build_from_checkpoint, config_of
+from seugpt.checkpoint.sharded import is_step_folder, load_merged, read_run, step_folder
 from seugpt.checkpoint.storage import load_checkpoint, rotate_checkpoints, save_checkpoint
 from seugpt.errors import CheckpointError
 from seugpt.training.optimizer import restore_optimizers
+from seugpt.training.sharded_checkpoint import ShardedSaver, restore_sharded
 
 BEST_KEYS = ("best_val_loss", "best_step", "evals_since_best")  # of TrainState
 DAMAGE_ERRORS = (  # what state of the wrong type, shape or content makes torch raise
@@ -23,39 +26,67 @@ DAMAGE_ERRORS = (  # what state of the wrong type, shape or content makes torch 
 
 
 def save_run(trainer):
-    """Write best.pt if this step's evaluation is the best so far, then latest.pt.
-
-    In the other order, a crash between the two would lose the best model.
-    """
+    """Save everything that a run needs to continue, and its best model."""
     rng_states = trainer.dist_env.all_gather(get_rng_states(trainer.device))
-    if trainer.dist_env.rank > 0:
-        return
     trainer.log.sync()
-    config = trainer.config
     state = trainer.state
-    folder = Path(config.out_dir)
     evaluated = trainer.last_eval_step == state.step
     ckpt = {
-        "model": trainer.raw_model.state_dict(),
         "model_config": vars(trainer.raw_model.config),
-        "train_config": vars(config),
+        "train_config": vars(trainer.config),
         "tokenizer": trainer.dataset.tokenizer.spec(),
         "step": state.step,
         "val_loss": trainer.val_loss if evaluated else math.nan,
-    }
-    if evaluated and state.best_step == state.step:
-        save_checkpoint(folder / "best.pt", ckpt)
-    ckpt |= {
-        "optimizer": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "scaler": trainer.scaler.state_dict(),
         "rng_states": rng_states,
         "train_state": asdict(state),
         "eval_signature": eval_signature(trainer),
         "fingerprint": trainer.dataset.fingerprint,
     }
-    save_checkpoint(folder / "latest.pt", ckpt)
-    if config.keep_last and evaluated:
-        rotate_checkpoints(folder / "latest.pt", state.step, config.keep_last)
+    trainer.saver.save(trainer.raw_model, trainer.optimizers, ckpt)
+
+
+def make_saver(config, dist_env):
+    """What writes the checkpoints of a run. Raises ConfigError."""
+    if config.dp_shard_size > 1 and not config.eval_only:
+        return ShardedSaver(config.out_dir, config.keep_last, dist_env)
+    return FileSaver(config.out_dir, config.keep_last, dist_env.rank)
+
+
+class FileSaver:
+    """Writes best.pt and latest.pt, on rank 0; each `save` ends with the files on the disk."""
+
+    def __init__(self, out_dir, keep_last, rank):
+        self.out_dir = Path(out_dir)
+        self.keep_last = keep_last
+        self.rank = rank
+
+    def save(self, model, optimizers, ckpt):
+        """Write best.pt if this step's evaluation is the best so far, then latest.pt.
+
+        In the other order, a crash between the two would lose the best model.
+        """
+        if self.rank > 0:
+            return
+        ckpt = {"model": model.state_dict(), **ckpt}
+        evaluated = not math.isnan(ckpt["val_loss"])
+        if evaluated and ckpt["train_state"]["best_step"] == ckpt["step"]:
+            self.save_best(ckpt)
+        ckpt["optimizer"] = [optimizer.state_dict() for optimizer in optimizers]
+        latest = self.out_dir / "latest.pt"
+        save_checkpoint(latest, ckpt)
+        if self.keep_last and evaluated:
+            rotate_checkpoints(latest, ckpt["step"], self.keep_last)
+
+    def save_best(self, ckpt):
+        best = {key: ckpt[key] for key in INFERENCE_KEYS if key in ckpt}
+        save_checkpoint(self.out_dir / "best.pt", best)
+
+    def finish(self):
+        """Nothing is being written between two saves."""
+
+    def close(self):
+        """Nothing to close."""
 
 
 def get_rng_states(device):
@@ -80,7 +111,7 @@ def eval_signature(trainer):
 
 
 def restore_run(trainer, ckpt):
-    """Continue where latest.pt was written. Raises CheckpointError."""
+    """Continue where a checkpoint was written. Raises CheckpointError."""
     restore_state(trainer, ckpt)
     state = trainer.state
     state.step = ckpt["step"]
@@ -96,6 +127,8 @@ def restore_run(trainer, ckpt):
         best, note = find_best(ckpt, best, trainer.config.out_dir, eval_signature(trainer))
         if note:
             trainer.log.info(note)
+        if best["best_val_loss"] < math.inf:
+            keep_best(trainer, best["best_step"])
     for key, value in trainer.dist_env.broadcast(best).items():
         setattr(state, key, value)
     num_ranks = len(ckpt["rng_states"])
@@ -109,8 +142,11 @@ def restore_run(trainer, ckpt):
 def restore_state(trainer, ckpt):
     """Restore optimizers, scaler and RNG. Raises CheckpointError if their state does not fit."""
     rng_states = ckpt["rng_states"]
+    if "model" not in ckpt:
+        restore_sharded(trainer.raw_model, trainer.optimizers, ckpt, trainer.dist_env)
     try:
-        restore_optimizers(trainer.optimizers, ckpt["optimizer"], ckpt["step"])
+        if "model" in ckpt:
+            restore_optimizers(trainer.optimizers, ckpt["optimizer"], ckpt["step"])
         if ckpt["scaler"]:  # empty unless the run was in float16
             trainer.scaler.load_state_dict(ckpt["scaler"])
         set_rng_states(rng_states[trainer.dist_env.rank % len(rng_states)], trainer.device)
@@ -120,23 +156,36 @@ def restore_state(trainer, ckpt):
         ) from error
 
 
+def best_path(out_dir, best_step):
+    """Where the best model is: best.pt, or a sharded run's folder of that step."""
+    folder = step_folder(out_dir, best_step)
+    return folder if is_step_folder(folder) else Path(out_dir, "best.pt")
+
+
+def keep_best(trainer, best_step):
+    """Write best.pt for a run that was sharded before and is not from now on."""
+    path = best_path(trainer.config.out_dir, best_step)
+    if trainer.config.dp_shard_size == 1 and is_step_folder(path):
+        trainer.saver.save_best(load_merged(path))
+
+
 def find_best(ckpt, best, out_dir, signature):
     """({key of BEST_KEYS: value}, note or None): the best evaluation before `ckpt`.
 
     best.pt is moved aside if it cannot be read, or if validation losses will be of other tokens
     from now on.
     """
-    path = Path(out_dir) / "best.pt"
+    path = best_path(out_dir, best["best_step"])
     problem = None
     if best["best_val_loss"] == math.inf:  # nothing has been evaluated
         return best, None
-    if not path.is_file():
+    if not path.exists():
         problem = f"{path} is missing"
     elif ckpt["eval_signature"] != signature:
         problem = "its loss was computed on other tokens than from now on"
     else:
         try:
-            saved = load_checkpoint(path)
+            saved = read_run(path) if is_step_folder(path) else load_checkpoint(path)
         except CheckpointError as error:
             problem = str(error)
         else:

@@ -3,6 +3,7 @@
 import itertools
 import tempfile
 
+from seugpt.checkpoint.sharded import is_step_folder, remove_unfinished
 from seugpt.checkpoint.storage import step_checkpoints
 from seugpt.errors import ConfigError
 from seugpt.files import lock_folder
@@ -36,6 +37,7 @@ def open_run_folder(folder, resume):
             f"out_dir={folder} cannot be written ({error.strerror}); choose another --out_dir"
         ) from None
     lock = lock_folder(folder)
+    remove_unfinished(folder)
     if resume:
         bring_back(folder)
         return lock, None
@@ -48,9 +50,10 @@ def move_aside(folder):
     If the process is killed meanwhile, the next one moves the rest to the same subfolder.
     """
     earlier = [*step_checkpoints(folder), *folder.glob("best-until-*.pt")]
+    earlier += sorted(folder.glob("step-*/"))  # of a sharded run
     earlier += [folder / name for name in RUN_FILES if (folder / name).exists()]
     moving = folder / MOVING
-    has_checkpoint = any(path.suffix == ".pt" for path in earlier)
+    has_checkpoint = any(path.suffix == ".pt" or is_step_folder(path) for path in earlier)
     ended_early = (folder / "training.log").exists() and not has_checkpoint
     if not moving.exists() and (ended_early or not earlier):
         return None

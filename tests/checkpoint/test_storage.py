@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seugpt.checkpoint import storage
+from seugpt.checkpoint import content
 from seugpt.checkpoint.pretrained import build_from_checkpoint
 from seugpt.checkpoint.storage import (
     INFERENCE_KEYS,
@@ -111,7 +111,7 @@ def test_another_programs_checkpoint_is_refused(workspace, content, words):
 
 
 def test_another_format_version_is_refused_with_both_numbers(trained, monkeypatch):
-    monkeypatch.setattr(storage, "FORMAT", 2)
+    monkeypatch.setattr(content, "FORMAT", 2)
     with pytest.raises(CheckpointError, match=r"best\.pt has format 1.* format 2"):
         load_checkpoint("out/best.pt")
 

@@ -92,6 +92,17 @@ def test_evaluation_windows_are_evenly_spaced_and_always_the_same(dataset):
         np.testing.assert_array_equal(found, first_tokens)
 
 
+@pytest.mark.parametrize("eval_iters", [0, 1, 5])
+def test_all_ranks_have_equally_many_evaluation_batches(dataset, eval_iters):
+    """Those of a sharded model compute each batch together; padding has no targets."""
+    by_rank = [list(dataset.evaluation_batches("val", eval_iters, 2, 8, r, 3)) for r in range(3)]
+    assert len({len(batches) for batches in by_rank}) == 1
+    assert {x.shape for batches in by_rank for x, _ in batches} == {(2, 8)}
+    num_targets = sum((y != IGNORE_INDEX).sum() for batches in by_rank for _, y in batches)
+    alone = dataset.evaluation_batches("val", eval_iters, 2, 8)
+    assert num_targets == sum((y != IGNORE_INDEX).sum() for _, y in alone)
+
+
 def test_too_many_evaluation_batches_cover_the_split_once(dataset):
     whole_split = list(dataset.evaluation_batches("val", 0, 4, 16))
     too_many = list(dataset.evaluation_batches("val", 1000, 4, 16))

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import train
 from model import GPT
 from seugpt.data.dataset import Dataset
 from seugpt.training.logger import RunLogger
-from tests.helpers import ROOT, train_configs
+from tests.helpers import ROOT, SHARDED, train_configs
 from train import Trainer
 
 
@@ -60,7 +62,7 @@ def make_trainer(tiny, run):
 class ForkedRun:
     """A run of train.py in a process forked by the ForkServer; it writes to the file `output`."""
 
-    def __init__(self, server, argv, output, stderr, environment):
+    def __init__(self, server, argv, output, stderr, setup, environment):
         self.server = server
         self.output = Path(output)
         if not self.output.is_fifo():  # opening a pipe would wait for its reader
@@ -71,6 +73,7 @@ class ForkedRun:
             folder=os.getcwd(),
             output=output,
             stderr=stderr,
+            setup=setup,
             environment=environment,
         )
 
@@ -114,8 +117,8 @@ class ForkServer:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, argv, output="output", stderr=None, **environment):
-        self.runs.append(ForkedRun(self, list(argv), output, stderr, environment))
+    def start(self, argv, output="output", stderr=None, setup="", **environment):
+        self.runs.append(ForkedRun(self, list(argv), output, stderr, setup, environment))
         return self.runs[-1]
 
     def kill_runs(self):
@@ -141,7 +144,7 @@ def fork_server():
 
 @pytest.fixture
 def start_run(fork_server, workspace):
-    """start_run(argv, output="output", **environment): a ForkedRun of train.py.
+    """start_run(argv, output="output", setup="", **environment): a ForkedRun of train.py.
 
     Runs that are still alive at the end of the test are killed.
     """
@@ -149,33 +152,74 @@ def start_run(fork_server, workspace):
     fork_server.kill_runs()
 
 
+def start_as_torchrun(start_run, argv, world_size, setup=""):
+    """Start ranks as torchrun would; they write to output-0, output-1, ... Returns ForkedRuns.
+
+    In argv, {rank} stands for the rank.
+    """
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    ranks = []
+    for rank in map(str, range(world_size)):
+        rank_argv = [word.replace("{rank}", rank) for word in argv]
+        environment |= {"RANK": rank, "LOCAL_RANK": rank}
+        ranks.append(start_run(rank_argv, f"output-{rank}", setup=setup, **environment))
+    ranks[0].store = store  # it must live as long as they do
+    return ranks
+
+
 @pytest.fixture
-def two_ranks(start_run):
+def start_ranks(start_run):
+    """start_ranks(argv, world_size, setup=""): ForkedRuns, as of start_as_torchrun."""
+    return partial(start_as_torchrun, start_run)
+
+
+@pytest.fixture
+def run_ranks(start_ranks):
+    """run_ranks(argv, world_size, code=0, setup=""): the outputs of ranks that end with `code`."""
+
+    def call(argv, world_size, code=0, setup=""):
+        ranks = start_ranks(argv, world_size, setup)
+        codes = [process.wait() for process in ranks]
+        outputs = [process.output.read_text(encoding="utf-8") for process in ranks]
+        assert codes == [code] * world_size, "\n".join(outputs)
+        return outputs
+
+    return call
+
+
+@pytest.fixture
+def two_ranks(run_ranks):
     """two_ranks(argv, code=0): run two ranks as torchrun would, and return their outputs.
 
     Both must end with the exit code `code`. In argv, {rank} stands for the rank.
     """
-    if not torch.distributed.is_available():
-        pytest.skip("this torch has no torch.distributed")
+    return lambda argv, code=0: run_ranks(argv, 2, code)
 
-    def call(argv, code=0):
-        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        environment = {
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0",
-        }
-        ranks = []
-        for rank in "01":
-            rank_argv = [word.replace("{rank}", rank) for word in argv]
-            environment |= {"RANK": rank, "LOCAL_RANK": rank}
-            ranks.append(start_run(rank_argv, f"output-{rank}", **environment))
-        codes = [process.wait() for process in ranks]
-        outputs = [process.output.read_text(encoding="utf-8") for process in ranks]
-        assert codes == [code] * 2, "\n".join(outputs)
-        return outputs
 
-    return call
+@pytest.fixture(scope="session")
+def sharded_once(fork_server, tiny_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    shutil.copytree(tiny_once, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        argv = [f"--{name}={value}" for name, value in SHARDED.items()]
+        ranks = start_as_torchrun(fork_server.start, argv, world_size=2)
+        assert [process.wait() for process in ranks] == [0, 0], Path("output-0").read_text()
+    return folder
+
+
+@pytest.fixture
+def sharded(sharded_once, workspace):
+    """The folder of `tiny` with a finished sharded run in out/: steps 0, 5 and 10, by two ranks."""
+    shutil.copytree(sharded_once, workspace, dirs_exist_ok=True)
+    return workspace

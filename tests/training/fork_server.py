@@ -3,8 +3,9 @@
 First it prints a line with the names of the modules that `import train` imports. Then it reads one
 JSON object per line from stdin and answers each with one line:
 
-{"argv", "folder", "environment", "output", "stderr"}: fork a run; the answer is its process id.
-    Stdout goes to the existing file `output`, stderr too unless `stderr` names another file.
+{"argv", "folder", "environment", "output", "stderr", "setup"}: fork a run; the answer is its
+    process id. Stdout goes to the existing file `output`, stderr too unless `stderr` names another
+    file. `setup` is code to execute first, such as one that makes a function fail.
 {"poll": process id}: the answer is the exit code, negative for a signal, or null while it runs.
 """
 
@@ -16,9 +17,11 @@ import traceback
 
 import train
 
-# What a run imports only with its first optimizer and its first loss.png.
+# What a run imports only with its first optimizer, its first loss.png, and if it is sharded.
 LAZY_IMPORTS = (
     "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
     "seugpt.plots.curves",
     "matplotlib.backends.backend_agg",
 )
@@ -39,6 +42,7 @@ def run(job):
         stdin = os.open(os.devnull, os.O_RDONLY)
         os.dup2(stdin, 0)
         sys.argv[0] = "train.py"
+        exec(job["setup"], {})
         train.main(job["argv"])
         code = 0
     except SystemExit as exit:
