@@ -54,8 +54,8 @@ PLOTS = {
     "overfitting.png": "loss out-small out-whole --from_step=1000",
     "tier1-loss.png": "loss out-tier1",
 }
-# Drawn by the tool of their lesson, in English and in Portuguese.
-LESSON_PLOTS = {
+# Drawn by a tool of their own, in English and in Portuguese.
+TOOL_PLOTS = {
     "transformer.png": "transformer.py",
     "rope.png": "modern_block.py",
     "kv_cache.png": "modern_block.py",
@@ -63,6 +63,7 @@ LESSON_PLOTS = {
     "schedule.png": "training_loop.py",
     "one_line_missing.png": "training_loop.py",
     "scaling.png": "scaling.py",
+    "scale_model.png": "scale_model.py",
 }
 
 
@@ -107,7 +108,7 @@ def main():
         for name, line in PLOTS.items():
             words = [str(DATA / word) if is_run(word) else word for word in shlex.split(line)]
             visualize.main([*words, f"--to={folder / name}", f"--lang={lang}"])
-    for file in dict.fromkeys(LESSON_PLOTS.values()):
+    for file in dict.fromkeys(TOOL_PLOTS.values()):
         subprocess.run([sys.executable, TOOLS / file], stdout=subprocess.DEVNULL, check=True)
     speed_tables.main()
 

@@ -23,7 +23,7 @@ def plots():
     try:
         tool = runpy.run_path(str(TOOLS / "plots.py"))
         drawn = {name: f"python visualize.py {line}" for name, line in tool["PLOTS"].items()}
-        return drawn | {n: f"python docs/tools/{file}" for n, file in tool["LESSON_PLOTS"].items()}
+        return drawn | {n: f"python docs/tools/{file}" for n, file in tool["TOOL_PLOTS"].items()}
     finally:
         sys.path.remove(str(TOOLS))
 
