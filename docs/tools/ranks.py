@@ -2,8 +2,8 @@
 
     python docs/tools/ranks.py
 
-About ten minutes on two cores. Each run is torchrun's, of train.py, with one thread per process; results go to
-docs/speed/ranks.jsonl. data/shakespeare_char must be prepared.
+About ten minutes on two cores. Each run is torchrun's, of train.py, with one thread per process;
+results go to docs/speed/ranks.jsonl. data/shakespeare_char must be prepared.
 """
 
 import json

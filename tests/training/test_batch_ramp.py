@@ -71,7 +71,7 @@ def test_without_a_ramp_the_batches_are_those_of_older_runs(make_trainer):
     """index = (step * accumulation + micro_step) * world_size + rank, so that they resume."""
     trainer = make_trainer(gradient_accumulation_steps=6)
     indices = []
-    trainer.dataset.batch = lambda split, index, *_: indices.append(index) or 1 / 0
+    trainer.read_batch = lambda split, index, *_: indices.append(index) or 1 / 0
     trainer.dist_env = DistributedEnv(rank=1, world_size=3)
     trainer.state.step = 7
     for micro_step in range(2):
