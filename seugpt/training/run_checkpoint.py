@@ -49,7 +49,7 @@ def save_run(trainer):
 def make_saver(config, dist_env):
     """What writes the checkpoints of a run. Raises ConfigError."""
     if config.dp_shard_size > 1 and not config.eval_only:
-        return ShardedSaver(config.out_dir, config.keep_last, dist_env)
+        return ShardedSaver(config, dist_env)
     return FileSaver(config.out_dir, config.keep_last, dist_env.rank)
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -85,14 +86,16 @@ class ShardedSaver:
     A folder gets its name once it is whole. `close` must be called before the process ends.
     """
 
-    def __init__(self, out_dir, keep_last, dist_env):
+    def __init__(self, config, dist_env):
         """Raises ConfigError, on all ranks, if they do not share out_dir."""
         import_extra("safetensors", "sharded checkpoints")
-        self.out_dir = Path(out_dir)
-        self.keep_last = keep_last
+        self.out_dir = Path(config.out_dir)
+        self.keep_last = config.keep_last
         self.rank = dist_env.rank
         check_shared(self.out_dir, dist_env)
-        self.group = dist.new_group(backend="gloo")  # training uses the other one meanwhile
+        timeout = timedelta(seconds=config.dist_timeout_s)
+        # training uses the other group meanwhile
+        self.group = dist.new_group(backend="gloo", timeout=timeout)
         self.executor = ThreadPoolExecutor(max_workers=1)
         self.pending = None
 

@@ -47,12 +47,12 @@ def shard_model(model, device, world_size, shard_size):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    names = ("dp_replicate", "dp_shard")
-    mesh = init_device_mesh(
-        device.type, (world_size // shard_size, shard_size), mesh_dim_names=names
-    )
-    if shard_size == world_size:
-        mesh = mesh["dp_shard"]
+    names = ("dp_shard",)
+    shape = (shard_size,)
+    if shard_size < world_size:
+        names = ("dp_replicate", *names)
+        shape = (world_size // shard_size, *shape)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
     for block in model.h:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
