@@ -27,13 +27,12 @@ from seugpt.plots.style import (
     BLUE,
     ORANGE,
     RED,
-    WHITE_SPACE,
     quote,
     saved_figure,
-    shorten,
     token_label,
     token_labels,
 )
+from seugpt.plots.token_text import WHITE_SPACE, shorten
 
 WIDTH = 8  # inches
 LENS_TOKENS = 40  # at most

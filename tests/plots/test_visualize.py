@@ -23,8 +23,6 @@ from seugpt.plots.curves import (
     describe_doublings,
     describe_run,
     plot_losses,
-    smooth,
-    to_run,
 )
 from seugpt.plots.embeddings import (
     align,
@@ -38,6 +36,7 @@ from seugpt.plots.embeddings import (
     tsne,
 )
 from seugpt.plots.labels import separate
+from seugpt.plots.run_metrics import smooth, to_run
 from seugpt.plots.style import TOKEN_CLASSES, token_class, token_label
 from seugpt.training.snapshots import find_snapshots, load_embeddings
 from tests.helpers import logged_metrics, save_perturbed_gpt
