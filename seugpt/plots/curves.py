@@ -16,7 +16,7 @@ from seugpt.plots.loss_findings import (
     final_gap,
     final_rise,
 )
-from seugpt.plots.run_metrics import best_evaluation, smooth
+from seugpt.plots.run_metrics import best_evaluation, num_steps, smooth
 from seugpt.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, saved_figure
 
 MAX_POINTS = 2000  # drawn per line: a plot has a thousand columns
@@ -40,11 +40,6 @@ LAYERS = {  # that are no blocks: (label, colour)
 
 
 # Loss curves
-
-
-def num_steps(run):
-    """The number of steps after which the run has its last loss."""
-    return np.concatenate((run.steps["step"] + 1, run.evaluations["step"])).max(initial=0)
 
 
 def plot_losses(path, runs, x="step", xscale="linear", from_step=0, language=ENGLISH, show=False):

@@ -92,5 +92,10 @@ def smooth(values):
     return (sums[end] - sums[first]) / (end - first)
 
 
+def num_steps(run):
+    """The number of steps after which the run has its last loss."""
+    return np.concatenate((run.steps["step"] + 1, run.evaluations["step"])).max(initial=0)
+
+
 def best_evaluation(run):
     return int(np.argmin(run.evaluations["val_loss"]))

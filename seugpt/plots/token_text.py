@@ -16,6 +16,11 @@ def readable_token(token, can_draw=str.isprintable):
     return "".join(readable_char(char, can_draw) for char in text)
 
 
+def token_label(tokenizer, token):
+    """A token's id as readable text."""
+    return readable_token(tokenizer.decode_bytes([token]))
+
+
 def readable_char(char, can_draw=str.isprintable):
     if char in WHITE_SPACE:
         return WHITE_SPACE[char]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import mimetypes
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from seugpt.errors import ConfigError
 from seugpt.server.engine import reload_models
 from seugpt.server.errors import ApiError
 from seugpt.server.guard import Guard, is_loopback
+from seugpt.server.inspect import inspect_routes
 from seugpt.server.monitoring import monitoring_routes
 from seugpt.server.openai_api import openai_routes
 from seugpt.server.page_api import page_routes
+from seugpt.server.runs import runs_routes
 
 STATIC = Path(__file__).parent / "static"
 
@@ -28,9 +31,12 @@ def create_app(engine, config, loader=None):
     config: a ServeConfig, or whatever has its `host` and its `api_key`, the key itself or None;
     loader: a ModelLoader, to load models again when their checkpoints change.
     """
+    mimetypes.add_type("text/javascript", ".js")  # which some Windows takes for plain text
     routes = [
         *openai_routes(engine),
         *page_routes(engine),
+        *inspect_routes(engine),
+        *runs_routes(engine),
         *monitoring_routes(engine),
         Mount("/", StaticFiles(directory=STATIC, html=True, check_dir=False)),
     ]
@@ -65,7 +71,7 @@ def check_host(config):
     """Raise ConfigError for a server that strangers could use."""
     if not is_loopback(config.host) and not config.api_key:
         raise ConfigError(
-            f"host={config.host} lets other machines in; give them a key, as in --api_key=FILE:key.txt"
+            f"host={config.host} lets other machines in; give them a key: --api_key=FILE:key.txt"
         )
 
 

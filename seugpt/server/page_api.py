@@ -9,16 +9,14 @@ from typing import Annotated
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from seugpt.server.errors import ApiError
+from seugpt.plots.token_text import token_label
 from seugpt.server.event_stream import EventStream
 from seugpt.server.requests import (
     SamplingFields,
-    check_ids,
     check_max_tokens,
-    encode,
     parse_fields,
+    read_ids,
     read_object,
-    token_text,
 )
 
 NUM_TOP = 10  # alternatives shown at each token
@@ -62,14 +60,7 @@ async def write_text(engine, request):
     fields = parse_fields(WriteFields, content, special=("text", "ids"))
     check_max_tokens(fields.max_tokens, engine.limits)
     tokenizer = engine.find(fields.model).tokenizer
-    if (content.get("text") is None) == (content.get("ids") is None):
-        raise ApiError(400, "give either text or ids", param="text")
-    if content.get("text") is not None:
-        ids = await encode(tokenizer, content["text"], "text", engine.limits)
-    elif isinstance(content["ids"], list):
-        ids = check_ids(tokenizer, content["ids"], "ids", engine.limits)
-    else:
-        raise ApiError(400, "ids must be a list of token ids", param="ids")
+    ids = await read_ids(tokenizer, content, engine.limits)
     seed = fields.seed if fields.seed is not None else secrets.randbits(62)
     generation = fields.generation_request(ids, fields.max_tokens, seed=seed, num_top=NUM_TOP)
     submission = engine.submit([generation])
@@ -79,7 +70,11 @@ async def write_text(engine, request):
 async def write_events(submission, tokenizer):
     async for _, token in submission.tokens():
         top = [
-            {"id": id, "label": token_text(tokenizer, id), "p": math.exp(logprob)}
+            {
+                "id": id,
+                "label": readable_token(tokenizer.decode_bytes([id])),
+                "p": math.exp(logprob),
+            }
             for id, logprob in token.top
         ]
         event = {"id": token.id, "text": token.text, "p": math.exp(token.logprob), "top": top}

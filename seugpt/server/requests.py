@@ -98,6 +98,19 @@ async def encode(tokenizer, text, name, limits, is_prompt=True):
     return check_ids(tokenizer, list(map(int, ids)), name, limits)
 
 
+async def read_ids(tokenizer, content, limits):
+    """The ids of a request's text, or those that it gives. Raises ApiError."""
+    text = content.get("text")
+    ids = content.get("ids")
+    if (text is None) == (ids is None):
+        raise ApiError(400, "give either text or ids", param="text")
+    if text is not None:
+        return await encode(tokenizer, text, "text", limits)
+    if not isinstance(ids, list):
+        raise ApiError(400, "ids must be a list of token ids", param="ids")
+    return check_ids(tokenizer, ids, "ids", limits)
+
+
 def check_ids(tokenizer, ids, name, limits):
     """Raise ApiError unless `ids` is a list of 1 to max_prompt ids of the tokenizer."""
     if not ids:
