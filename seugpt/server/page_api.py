@@ -70,11 +70,7 @@ async def write_text(engine, request):
 async def write_events(submission, tokenizer):
     async for _, token in submission.tokens():
         top = [
-            {
-                "id": id,
-                "label": readable_token(tokenizer.decode_bytes([id])),
-                "p": math.exp(logprob),
-            }
+            {"id": id, "label": token_label(tokenizer, id), "p": math.exp(logprob)}
             for id, logprob in token.top
         ]
         event = {"id": token.id, "text": token.text, "p": math.exp(token.logprob), "top": top}
