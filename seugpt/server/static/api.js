@@ -10,7 +10,8 @@ function askForKey() {
   const dialog = document.getElementById("key-dialog");
   dialog.showModal();
   return new Promise((resolve) => {
-    document.getElementById("key-send").onclick = () => {
+    document.getElementById("key-form").onsubmit = (event) => {
+      event.preventDefault();
       key = document.getElementById("key").value;
       sessionStorage.setItem("key", key);
       dialog.close();

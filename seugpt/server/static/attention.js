@@ -35,7 +35,7 @@ function shade(strip, weights, index) {
     const weight = n <= index ? weights[index]?.[n] : weights[n][index];
     element.classList.toggle("later", n > index);
     element.style.setProperty("--weight", Math.sqrt(weight ?? 0)); // 2% is visible beside 100%
-    element.lastChild.textContent = weight === undefined ? "" : percent(weight);
+    element.lastChild.textContent = weight >= 0.005 ? percent(weight) : "";
   });
 }
 

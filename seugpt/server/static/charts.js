@@ -2,7 +2,6 @@
 
 import { number } from "./i18n.js";
 
-const WIDTH = 640;
 const HEIGHT = 340;
 const MARGIN = { left: 48, right: 12, top: 10, bottom: 40 };
 
@@ -24,24 +23,24 @@ export function ticks(low, high) {
   return Array.from({ length: last - first + 1 }, (_, n) => ({ value: (first + n) * step, digits }));
 }
 
-// series: [{name, x, y, hasDots}], drawn in order; marker: an x. Returns an <svg>.
-export function lineChart({ label, xLabel, yLabel, series, marker }) {
+// An <svg> of `width` pixels. series: [{name, x, y, hasDots}], drawn in order; marker: an x.
+export function lineChart({ width, label, xLabel, yLabel, series, marker }) {
   const xs = series.flatMap((line) => line.x);
   const ys = series.flatMap((line) => line.y);
   const xRange = [Math.min(0, ...xs), Math.max(1, ...xs)];
   const yRange = [Math.min(...ys), Math.max(...ys)];
   const margin = (yRange[1] - yRange[0]) * 0.05 || 1;
-  const toX = scale(xRange, MARGIN.left, WIDTH - MARGIN.right);
+  const toX = scale(xRange, MARGIN.left, width - MARGIN.right);
   const toY = scale([yRange[0] - margin, yRange[1] + margin], HEIGHT - MARGIN.bottom, MARGIN.top);
-  const chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
+  const chart = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": label });
   for (const { value, digits } of ticks(...yRange)) {
     const y = toY(value);
-    chart.append(svg("line", { class: "grid", x1: MARGIN.left, x2: WIDTH - MARGIN.right, y1: y, y2: y }));
+    chart.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
     chart.append(svg("text", { x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, number(value, digits)));
   }
   for (const { value, digits } of ticks(...xRange))
     chart.append(svg("text", { x: toX(value), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" }, number(value, digits)));
-  chart.append(svg("text", { class: "axis", x: WIDTH - MARGIN.right, y: HEIGHT - 4, "text-anchor": "end" }, xLabel));
+  chart.append(svg("text", { class: "axis", x: width - MARGIN.right, y: HEIGHT - 4, "text-anchor": "end" }, xLabel));
   chart.append(svg("text", { class: "axis", x: 12, y: MARGIN.top, "text-anchor": "end", transform: `rotate(-90 12 ${MARGIN.top})` }, yLabel));
   if (marker !== undefined)
     chart.append(svg("line", { class: "marker", x1: toX(marker), x2: toX(marker), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));

@@ -2,7 +2,7 @@
 
 import { post, stream } from "./api.js";
 import { makeControls } from "./controls.js";
-import { $, make } from "./dom.js";
+import { $, make, modelOption } from "./dom.js";
 import { onLanguage, percent, t, translate } from "./i18n.js";
 import { TokenText } from "./tokens.js";
 
@@ -21,13 +21,12 @@ export function startCompare(models) {
 }
 
 function makePane(side, names, chosen) {
-  const options = names.map((name) => make("option", { text: name, value: name }));
   const label = make("label", { htmlFor: `compare-${side}`, attributes: { "data-t": side } });
-  const select = make("select", { id: `compare-${side}` }, ...options);
+  const select = make("select", { id: `compare-${side}` }, ...names.map(modelOption));
   select.selectedIndex = chosen;
   const box = make("div", { className: "tokens output", attributes: { "data-label": "modelText", "data-empty": "emptyText" } });
   const readout = make("p", { className: "help readout" });
-  const element = make("div", { className: "pane" }, label, select, box, readout);
+  const element = make("div", { className: "pane" }, make("div", { className: "which" }, label, select), box, readout);
   $("compare-panes").append(element);
   const text = new TokenText(box, (index) => {
     const token = text?.tokens[index];
@@ -59,8 +58,9 @@ async function begin() {
 }
 
 async function write({ select, text }, signal) {
-  text.clear();
-  const content = { model: select.value, text: $("compare-prompt").value, ...settings() };
+  const prompt = $("compare-prompt").value;
+  text.clear(prompt);
+  const content = { model: select.value, text: prompt, ...settings() };
   for await (const token of stream(content, signal)) {
     if (signal.aborted) return;
     if (!token.done) text.add({ ...token, label: token.top.find((each) => each.id === token.id)?.label ?? token.text });

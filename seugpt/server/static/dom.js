@@ -13,6 +13,11 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+export function modelOption(name) {
+  const translated = name === "untrained" ? { "data-t": "untrained" } : {};
+  return make("option", { text: name, value: name, attributes: translated });
+}
+
 // Call a function once its calls have paused.
 export function debounce(call, ms) {
   let timer;

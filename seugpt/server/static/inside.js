@@ -139,8 +139,7 @@ function drawSurprisal(box, { tokens, bits, ...means }) {
   const readout = make("p", { className: "explain readout", attributes: { role: "status" } });
   const values = { token: number(means.per_token, 2), char: number(means.per_char, 2), uniform: number(means.uniform, 1) };
   const summary = t("surprisalMeans", values);
-  readout.textContent = summary;
-  const list = make("div", { className: "tokens output", attributes: { "aria-label": t("attentionText") } });
+  const list = make("div", { className: "tokens output fitting", attributes: { "aria-label": t("attentionText") } });
   const text = new TokenText(list, (index) => {
     const token = tokens[index];
     if (!token) return;

@@ -14,8 +14,8 @@ export function drawBars(list, top, chosen, onPick) {
       row.append(make("div", { className: "row" }, ...parts));
       return row;
     }
-    const name = t("goOnWith", { label, percent: percent(p) });
-    row.append(make("button", { className: "row", onclick: () => onPick(alternative), attributes: { "aria-label": name } }, ...parts));
+    parts.push(make("span", { className: "unseen", text: t("goOnWith") }));
+    row.append(make("button", { className: "row", onclick: () => onPick(alternative) }, ...parts));
     return row;
   });
   list.replaceChildren(...rows);

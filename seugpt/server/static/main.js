@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { startCompare } from "./compare.js";
-import { $, make } from "./dom.js";
+import { $, modelOption } from "./dom.js";
 import { language, number, onLanguage, setLanguage, t, translate } from "./i18n.js";
 import { showInside, startInside } from "./inside.js";
 import { drawLegend } from "./tokens.js";
@@ -19,6 +19,7 @@ function showTab(tab) {
     each.tabIndex = each === tab ? 0 : -1;
     $(each.getAttribute("aria-controls")).hidden = each !== tab;
   }
+  document.body.dataset.tab = tab.getAttribute("aria-controls");
   showInside(tab.id === "tab-inside");
   showTrain(tab.id === "tab-train");
 }
@@ -70,7 +71,7 @@ async function start() {
     $("model-facts").textContent = error.message;
     return;
   }
-  $("model").append(...models.map((model) => make("option", { text: model.name, value: model.name })));
+  $("model").append(...models.map((model) => modelOption(model.name)));
   $("model").addEventListener("change", showFacts);
   $("language").onclick = () => setLanguage(language === "pt" ? "en" : "pt");
   startWrite();

@@ -4,7 +4,7 @@ import { percent, t } from "./i18n.js";
 import { make } from "./dom.js";
 
 const DWELL = 70; // ms that the pointer rests on a token, so that crossing the text selects nothing
-// The lowest probability of each shade, from pale to dark. The darker, the less it was expected.
+// The lowest probability of each shade, from none to strong: the stronger, the less expected.
 const SHADES = [0.9, 0.6, 0.3, 0.1, 0.02, 0];
 let count = 0;
 
@@ -12,7 +12,7 @@ export const shadeOf = (p) => SHADES.findIndex((lowest) => p >= lowest);
 
 export function drawLegend(box) {
   const swatches = SHADES.map((lowest, shade) =>
-    make("span", { className: `swatch shade${shade}`, text: lowest ? `≥ ${percent(lowest)}` : `< ${percent(SHADES[shade - 1])}` }),
+    make("span", { className: `swatch shade${shade}`, text: lowest ? `≥ ${100 * lowest}%` : `< ${100 * SHADES[shade - 1]}%` }),
   );
   box.replaceChildren(make("span", { text: t("probability") }), ...swatches);
 }
@@ -33,9 +33,11 @@ export class TokenText {
     box.addEventListener("keydown", (event) => this.press(event, onEnter));
   }
 
-  clear() {
+  // prompt: what stands before the tokens.
+  clear(prompt = "") {
     this.tokens = [];
     this.box.replaceChildren();
+    this.box.dataset.prompt = visible(prompt);
     this.isHeld = false;
     this.select(-1);
   }
@@ -60,7 +62,7 @@ export class TokenText {
   draw(index) {
     const token = this.tokens[index];
     const element = this.box.children[index];
-    element.textContent = visible(token.text);
+    element.textContent = token.text ? visible(token.text) : "▪";
     element.className = token.text ? "" : "part";
     if (token.p !== undefined) element.classList.add(`shade${shadeOf(token.p)}`);
     if (token.isChosen) element.classList.add("chosen");
@@ -125,5 +127,5 @@ export class TokenText {
 
 // Line ends are seen, and break the line; a token inside a character is a mark of its own.
 function visible(text) {
-  return text ? text.replaceAll("\n", "↵\n") : "▪";
+  return text.replaceAll("\n", "↵\n");
 }

@@ -15,6 +15,7 @@ let timer = null;
 
 export function startTrain() {
   $("evaluation").addEventListener("input", draw);
+  new ResizeObserver(draw).observe($("train"));
   onLanguage(() => {
     runs = {};
     listed = "";
@@ -92,13 +93,18 @@ function draw() {
   slider.disabled = !steps.length;
   slider.setAttribute("aria-valuetext", step === undefined ? "" : t("atStep", { step: number(step) }));
   $("evaluation-step").textContent = step === undefined ? "" : t("atStep", { step: number(step) });
-  $("findings").replaceChildren(...shown.map((run, n) => make("p", { className: `finding run${n}`, text: run.title })));
+  $("findings").replaceChildren(...shown.map((run, n) => findingOf(run, n)));
   $("samples").replaceChildren(...shown.map((run) => sampleOf(run, step)).filter(Boolean));
   const label = t("curveOf", { names: chosen.join(", ") });
   const series = shown.flatMap(seriesOf).filter((line) => line.x.length);
-  const axes = { label, xLabel: t("stepAxis"), yLabel: t("lossAxis"), marker: step };
+  const axes = { width: $("curves").clientWidth, label, xLabel: t("stepAxis"), yLabel: t("lossAxis"), marker: step };
   $("curves").replaceChildren(...(series.length ? [lineChart({ ...axes, series })] : []));
   $("curves-legend").replaceChildren(...shown.flatMap(legendOf));
+}
+
+function findingOf({ name, title }, n) {
+  const words = make("span", { text: title.replace("\n", " ") });
+  return make("p", { className: `finding run${n}` }, make("b", { text: name }), words);
 }
 
 function seriesOf({ losses, evaluations }, n) {

@@ -67,7 +67,7 @@ function setButtons() {
 }
 
 async function begin(signal) {
-  text.clear();
+  text.clear($("prompt").value);
   const model = $("model").value;
   const { tokens } = await post("tokens", { model, text: $("prompt").value }, signal);
   prompt = { model, ids: tokens.map((token) => token.id), text: $("prompt").value };
