@@ -65,7 +65,8 @@ def check_host(config):
     """Raise ConfigError for a server that strangers could use."""
     if not is_loopback(config.host) and not config.api_key:
         raise ConfigError(
-            f"host={config.host} lets other machines in; give them a key, as in --api_key=FILE:key.txt"
+            f"host={config.host} lets other machines in; "
+            "let them need a key, as in --api_key=FILE:key.txt"
         )
 
 

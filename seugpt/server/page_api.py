@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from seugpt.server.errors import ApiError
 from seugpt.server.event_stream import EventStream
-from seugpt.server.requests import (
+from seugpt.server.request_fields import (
     SamplingFields,
     check_ids,
     check_max_tokens,
