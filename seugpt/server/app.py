@@ -8,7 +8,6 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from seugpt.errors import ConfigError
@@ -32,7 +31,6 @@ def create_app(engine, config, loader=None):
         *openai_routes(engine),
         *page_routes(engine),
         *monitoring_routes(engine),
-        Mount("/", StaticFiles(directory=STATIC, html=True, check_dir=False)),
     ]
     guard = Middleware(
         Guard,
@@ -42,12 +40,15 @@ def create_app(engine, config, loader=None):
         counts=engine.counts,
     )
     handlers = {ApiError: api_error, HTTPException: http_error, Exception: internal_error}
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[guard],
         exception_handlers=handlers,
         lifespan=partial(lifespan, engine, loader),
     )
+    # Not mounted at "/", which would take the requests that a route refuses for their method.
+    app.router.default = StaticFiles(directory=STATIC, html=True, check_dir=False)
+    return app
 
 
 @contextlib.asynccontextmanager

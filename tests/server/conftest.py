@@ -10,6 +10,7 @@ import torch
 import uvicorn
 from starlette.testclient import TestClient
 
+import seugpt.server.app
 from seugpt.data.special_tokens import SpecialTokens
 from seugpt.data.tokenizer import train_bpe
 from seugpt.server.app import create_app
@@ -52,7 +53,14 @@ def models(folder):
 
 
 @pytest.fixture
-def make_client(models):
+def page(tmp_path, monkeypatch):
+    """A page in place of the real one."""
+    (tmp_path / "index.html").write_text("<p>a page</p>", encoding="utf-8")
+    monkeypatch.setattr(seugpt.server.app, "STATIC", tmp_path)
+
+
+@pytest.fixture
+def make_client(models, page):
     """make_client(api_key=None, host="127.0.0.1", **limits): a TestClient with an .engine."""
     with contextlib.ExitStack() as stack:
 

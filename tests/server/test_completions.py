@@ -35,7 +35,7 @@ def written(client, **body):
     """The tokens of /api/write."""
     lines = client.post("/api/write", json=body).text.split("\n\n")
     *tokens, last = [json.loads(line.removeprefix("data: ")) for line in lines if line]
-    assert last == {"done": True, "reason": "length"}
+    assert last.keys() == {"done", "reason"}
     return tokens
 
 
