@@ -11,6 +11,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 import seugpt.server.app
+import seugpt.server.engine
 from seugpt.data.special_tokens import SpecialTokens
 from seugpt.data.tokenizer import train_bpe
 from seugpt.server.app import create_app
@@ -91,6 +92,7 @@ def running_server(models, limits):
     engine = Engine(dict(models), Limits(**limits))
     app = create_app(engine, SimpleNamespace(host="127.0.0.1", api_key=None))
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**12)
     port = listener.getsockname()[1]
     settings = uvicorn.Config(app, log_level="error", access_log=False)
     server = uvicorn.Server(settings)
@@ -102,3 +104,18 @@ def running_server(models, limits):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def make_reloading_client(page, monkeypatch):
+    """make_reloading_client(run): a TestClient of `serve.py --reload`, which looks often."""
+    monkeypatch.setattr(seugpt.server.engine, "RELOAD_SECONDS", 0.05)
+    with contextlib.ExitStack() as stack:
+
+        def make(run):
+            loader = ModelLoader(torch.device("cpu"), "float32", newest=True)
+            engine = Engine(loader.load_all([str(run)]), Limits())
+            app = create_app(engine, SimpleNamespace(host="127.0.0.1", api_key=None), loader)
+            return stack.enter_context(TestClient(app, "http://127.0.0.1:8000"))
+
+        yield make
