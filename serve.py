@@ -10,6 +10,7 @@ The address is this machine's own unless --host says otherwise, which needs an -
 
 import seugpt.cli.interrupt  # noqa: F401, for a quiet Ctrl-C during the imports below
 
+import math
 import socket
 import sys
 import webbrowser
@@ -116,7 +117,14 @@ def serve(config, limits):
     print(f"{url} (Ctrl-C stops)", flush=True)
     if config.open:
         webbrowser.open(url)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=math.ceil(limits.max_seconds),
+    )
     uvicorn.Server(settings).run(sockets=[listener])
 
 

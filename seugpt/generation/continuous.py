@@ -26,7 +26,8 @@ class ContinuousDecoder:
         self.reader = Decoder(model, 1, self.config.block_size)
         self.decoder = Decoder(model, max_rows, 1)
         self.cache = self.decoder.cache
-        self.windows = []  # of each row the ids that the model can see, the newest not yet read
+        self.windows = []  # of each row the ids that the model can see
+        self.num_cached = []  # how many of these the cache has; the newest waits for the next step
 
     def __len__(self):
         return len(self.windows)
@@ -39,6 +40,7 @@ class ContinuousDecoder:
         row = len(self.windows)
         self.read(row, window[:-1])
         self.windows.append(window)
+        self.num_cached.append(len(window) - 1)
         return row
 
     @torch.inference_mode()
@@ -46,17 +48,18 @@ class ContinuousDecoder:
         """Remove a row; the last one takes its number."""
         last = len(self.windows) - 1
         if row != last:
-            self.cache.copy_row(row, self.cache, last, self.num_cached(last))
-        self.windows[row] = self.windows[last]
-        self.windows.pop()
+            self.cache.copy_row(row, self.cache, last, self.num_cached[last])
+        for facts in (self.windows, self.num_cached):
+            facts[row] = facts[last]
+            facts.pop()
 
     @torch.inference_mode()
     def step(self):
         """Read the newest token of each row. Returns the logits of the next ones, (B, V)."""
-        num_rows = len(self.windows)
+        self.num_cached = [len(window) for window in self.windows]
         device = self.model.wte.weight.device
         newest = torch.tensor([[window[-1]] for window in self.windows], device=device)  # (B, 1)
-        self.decoder.cache = self.cache.first_rows(num_rows)
+        self.decoder.cache = self.cache.first_rows(len(self.windows))
         return self.decoder.eager_step(newest)[:, -1]
 
     @torch.inference_mode()
@@ -71,6 +74,7 @@ class ContinuousDecoder:
         else:  # learned positions cannot move: the window restarts with its last half
             del window[: -max(self.config.block_size // 2, 1)]
             self.read(row, window[:-1])
+        self.num_cached[row] = len(window) - 1
 
     def read(self, row, ids):
         """Let a row of the cache hold `ids` alone."""
@@ -79,10 +83,6 @@ class ContinuousDecoder:
             self.reader.prefill([torch.tensor(ids, device=self.model.wte.weight.device)])
         self.cache.copy_row(row, self.reader.cache, 0, len(ids))
 
-    def num_cached(self, row):
-        """How many of a row's tokens are in the cache."""
-        return len(self.windows[row]) - 1
-
     def reserve(self, length):
         """Let the cache have `length` slots at least; they double, so that few copies are made."""
         if length <= self.cache.length:
@@ -90,5 +90,5 @@ class ContinuousDecoder:
         length = min(max(length, 2 * self.cache.length), self.config.block_size)
         cache = KVCache(self.config, self.max_rows, length, like=self.model.ln_f.weight)
         for row in range(len(self.windows)):
-            cache.copy_row(row, self.cache, row, self.num_cached(row))
+            cache.copy_row(row, self.cache, row, self.num_cached[row])
         self.cache = cache

@@ -9,7 +9,6 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from seugpt.errors import ConfigError
@@ -38,7 +37,6 @@ def create_app(engine, config, loader=None):
         *inspect_routes(engine),
         *runs_routes(engine),
         *monitoring_routes(engine),
-        Mount("/", StaticFiles(directory=STATIC, html=True, check_dir=False)),
     ]
     guard = Middleware(
         Guard,
@@ -48,12 +46,15 @@ def create_app(engine, config, loader=None):
         counts=engine.counts,
     )
     handlers = {ApiError: api_error, HTTPException: http_error, Exception: internal_error}
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[guard],
         exception_handlers=handlers,
         lifespan=partial(lifespan, engine, loader),
     )
+    # Not mounted at "/", which would take the requests that a route refuses for their method.
+    app.router.default = StaticFiles(directory=STATIC, html=True, check_dir=False)
+    return app
 
 
 @contextlib.asynccontextmanager
@@ -71,7 +72,8 @@ def check_host(config):
     """Raise ConfigError for a server that strangers could use."""
     if not is_loopback(config.host) and not config.api_key:
         raise ConfigError(
-            f"host={config.host} lets other machines in; give them a key: --api_key=FILE:key.txt"
+            f"host={config.host} lets other machines in; "
+            "let them need a key, as in --api_key=FILE:key.txt"
         )
 
 

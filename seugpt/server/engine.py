@@ -64,7 +64,8 @@ class Engine:
         return sum(len(batch.waiting) for batch in list(self.batches.values()))
 
     def num_running(self):
-        return sum(len(batch.rows) for batch in list(self.batches.values()))
+        rows = [row for batch in list(self.batches.values()) for row in list(batch.rows)]
+        return sum(not row.is_over for row in rows)
 
     def submit(self, requests):
         """A Submission of several requests, all or none of which are taken.

@@ -27,7 +27,7 @@ from seugpt.plots.internals import (
 )
 from seugpt.plots.token_text import hex_bytes, readable_token, token_label
 from seugpt.server.errors import ApiError, busy_error
-from seugpt.server.requests import parse_fields, read_ids, read_object
+from seugpt.server.request_fields import parse_fields, read_ids, read_object
 
 MAX_SURPRISAL_TOKENS = 2048
 MAX_WAITING = 32  # requests to look inside; they are answered one after another

@@ -15,7 +15,7 @@ from seugpt.server.chat import render_chat
 from seugpt.server.errors import ApiError
 from seugpt.server.event_stream import EventStream
 from seugpt.server.openai_replies import ChatReply, TextReply
-from seugpt.server.requests import (
+from seugpt.server.request_fields import (
     SamplingFields,
     check_ids,
     check_max_tokens,
@@ -121,9 +121,7 @@ def make_requests(fields, prompts, max_tokens, limits, settings):
     """A GenerationRequest for each text, n for each prompt, each with a seed of its own."""
     count = fields.n * len(prompts)
     if count > limits.max_choices:
-        message = (
-            f"{len(prompts)} prompts, n={fields.n}: more than max_choices={limits.max_choices}"
-        )
+        message = f"{count} texts exceed max_choices={limits.max_choices}"
         raise ApiError(400, message, param="n")
     if len(fields.stop) > MAX_STOPS:
         raise ApiError(400, f"stop has {len(fields.stop)} texts, at most {MAX_STOPS}", param="stop")

@@ -4,7 +4,7 @@ import secrets
 import time
 
 from seugpt.data.tokenizer import decode
-from seugpt.server.requests import token_text
+from seugpt.server.request_fields import token_text
 
 
 class Reply:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from seugpt.plots.token_text import token_label
 from seugpt.server.event_stream import EventStream
-from seugpt.server.requests import (
+from seugpt.server.request_fields import (
     SamplingFields,
     check_max_tokens,
     parse_fields,
