@@ -82,15 +82,19 @@ def client(make_client):
 
 @pytest.fixture
 def make_server(models):
-    """make_server(**limits): a server on loopback; its .url, .port and .engine."""
+    """make_server(api_key=None, **limits): a server on loopback; its .url, .port and .engine."""
     with contextlib.ExitStack() as stack:
-        yield lambda **limits: stack.enter_context(running_server(models, limits))
+
+        def make(api_key=None, **limits):
+            return stack.enter_context(running_server(models, limits, api_key))
+
+        yield make
 
 
 @contextlib.contextmanager
-def running_server(models, limits):
+def running_server(models, limits, api_key):
     engine = Engine(dict(models), Limits(**limits))
-    app = create_app(engine, SimpleNamespace(host="127.0.0.1", api_key=None))
+    app = create_app(engine, SimpleNamespace(host="127.0.0.1", api_key=api_key))
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**12)
     port = listener.getsockname()[1]
