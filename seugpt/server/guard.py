@@ -8,7 +8,7 @@ from starlette.datastructures import MutableHeaders
 
 from seugpt.server.errors import ApiError
 
-GUARDED = ("/v1", "/api", "/metrics")  # need the key; the page itself and /health do not
+GUARDED = ("/v1/", "/api/", "/metrics")  # need the key; the page itself and /health do not
 GRACE_SECONDS = 5.0  # after max_seconds, for a client to read the message about it
 SECURITY_HEADERS = {
     "Content-Security-Policy": (

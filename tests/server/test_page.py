@@ -13,7 +13,7 @@ STATIC = ROOT / "seugpt" / "server" / "static"
 AXE = "axe-core@4.14.1"
 IMAGES = ROOT / "docs" / "images"
 WIDTHS = [360, 1280]
-TIMEOUT = 120_000  # ms
+TIMEOUT = 60_000  # ms
 VIEWS = ("tokens", "attention", "next", "lens", "surprisal")
 
 
@@ -122,6 +122,13 @@ def tokens(page, box="#text"):
     return page.locator(f"{box} [role=option]")
 
 
+def wait_for_count(locator, count):
+    """Not page.wait_for_function, which needs an eval that the page's policy forbids."""
+    from playwright.sync_api import expect
+
+    expect(locator).to_have_count(count, timeout=TIMEOUT)
+
+
 def write(page, prompt="o menino ", length=40):
     set_length(page, length)
     page.fill("#prompt", prompt)
@@ -156,8 +163,8 @@ def test_a_text_streams_in_without_moving_the_page(open_page, width):
     places = "['start', 'text', 'likeliest-title'].map(id => document.getElementById(id).offsetTop)"
     before = page.evaluate(places)
     page.click("#start")
-    page.wait_for_function("document.querySelectorAll('#text [role=option]').length > 20")
-    page.wait_for_function("document.querySelectorAll('#text [role=option]').length > 60")
+    for length in (20, 60):
+        page.wait_for_selector(f"#text [role=option]:nth-child({length})", state="attached")
     assert page.locator("#stop").is_enabled()
     assert page.evaluate(places) == before
     page.click("#stop")
@@ -180,14 +187,14 @@ def test_a_token_is_exchanged_and_the_text_goes_on_from_there(open_page, width):
     alternative = page.locator("#likeliest li:not(.chosen) button").first
     label = alternative.locator(".label").inner_text()
     alternative.click()
-    page.wait_for_function("document.querySelectorAll('#text [role=option]').length === 46")
+    wait_for_count(tokens(page), 46)
     page.wait_for_selector("#copy:enabled")
     changed = tokens(page).all_inner_texts()
     assert changed[:5] == texts[:5]
     assert tokens(page).nth(5).get_attribute("aria-label").startswith(f"{label}, ")
     assert "chosen" in tokens(page).nth(5).get_attribute("class")
     page.click("#more")
-    page.wait_for_function("document.querySelectorAll('#text [role=option]').length === 86")
+    wait_for_count(tokens(page), 86)
 
 
 @pytest.mark.slow
@@ -213,7 +220,7 @@ def test_the_keyboard_reaches_everything(open_page):
     assert page.evaluate("document.activeElement.id") == "text"
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")  # on the first alternative
-    page.wait_for_function("document.querySelectorAll('#text [role=option]').length === 203")
+    wait_for_count(tokens(page), 203)
     page.focus("#tab-write")
     page.keyboard.press("ArrowRight")
     assert page.locator("#inside").is_visible()
@@ -232,7 +239,7 @@ def test_each_view_shows_the_inside_of_a_model(open_page, width):
         assert overflow(page) <= 0, view
     show_view(page, "attention")
     tokens(page, ".strip").nth(4).hover()
-    page.wait_for_function("document.querySelectorAll('.strip .later').length === 20")
+    wait_for_count(page.locator(".strip .later"), 20)
     shares = page.locator(".strip [role=option]:not(.later) small").all_inner_texts()
     assert sum(float(share.rstrip("%") or 0) for share in shares) == pytest.approx(100, abs=5)
     page.locator(".map").nth(2).click()
@@ -274,8 +281,7 @@ def test_runs_and_two_models_are_laid_side_by_side(open_page, width):
     set_length(page, 30, "compare")
     page.fill("#compare-prompt", "o menino ")
     page.click("#compare-start")
-    counts = "document.querySelectorAll('.pane [role=option]').length === 60"
-    page.wait_for_function(counts)
+    wait_for_count(tokens(page, ".pane"), 60)
     assert overflow(page) <= 0
 
 
@@ -300,7 +306,7 @@ def test_a_mistake_is_said_where_it_was_made(browser, server):
     page.goto(server.url)
     page.fill("#prompt", "Ω")
     page.click("#start")
-    page.wait_for_function("document.getElementById('write-status').textContent.includes('03A9')")
+    page.wait_for_selector("#write-status:has-text('03A9')")
     assert page.locator("#start").is_enabled()
     page.close()
 
