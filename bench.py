@@ -530,7 +530,9 @@ class ServeBenchConfig(ModelSource, BenchConfig):
     requests: Annotated[int, "texts in each round, of each number of clients", ">= 1"] = 32
     tokens: Annotated[int, "tokens of each text", ">= 1"] = 100
     rounds: Annotated[int, "rounds", ">= 1"] = 3
-    flood: Annotated[int, "short requests at the end: how many are lost, how memory grows"] = 0
+    flood: Annotated[
+        int, "short requests at the end: how many are lost, how memory grows", ">= 0"
+    ] = 0
     device: Annotated[str, "device of the model, as in train.py"] = "auto"
 
 
