@@ -1,5 +1,6 @@
 """The rows of one model that are generated together."""
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -178,6 +179,8 @@ class Batch:
         """
         logprobs = logits.log_softmax(dim=-1)  # (B, V)
         chosen = logprobs.gather(-1, ids[:, None])[:, 0].tolist()
+        if not all(map(math.isfinite, chosen)):
+            raise FloatingPointError("the model computes NaN or infinity; try --dtype=float32")
         vocab_size = self.loaded.tokenizer.vocab_size
         values, top_ids = logprobs[:, :vocab_size].topk(min(num_top, vocab_size))  # (B, num_top)
         pairs = zip(top_ids.tolist(), values.tolist(), strict=True)

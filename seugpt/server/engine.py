@@ -5,7 +5,6 @@ gives each of them a step in turn.
 """
 
 import asyncio
-import contextlib
 import sys
 import threading
 import time
@@ -76,6 +75,8 @@ class Engine:
         deadline = time.monotonic() + self.limits.max_seconds
         loaded = [self.find(request.model) for request in requests]
         with self.changed:
+            if self.is_closed:
+                raise busy_error("the server is shutting down")
             if self.num_waiting() + len(requests) > self.limits.max_queue:
                 self.counts["refused"] += 1
                 raise busy_error(
@@ -107,22 +108,30 @@ class Engine:
     # Called from the engine's thread
 
     def run(self):
-        while True:
+        """Work until close(); whatever ends it, no client waits in vain."""
+        try:
+            while busy := self.next_batches():
+                for batch in busy:
+                    self.advance(batch)
+                self.flush()
+        finally:
             with self.changed:
-                while not self.batches and not self.is_closed:
-                    self.changed.wait()
-                if self.is_closed:
-                    break
-                batches = list(self.batches.items())
-            for model, batch in batches:
-                self.advance(batch)
-                with self.changed:
-                    if batch.is_idle():
-                        del self.batches[model]
+                self.is_closed = True
+            for batch in self.batches.values():
+                self.fail([*batch.rows, *batch.waiting], "the server is shutting down")
             self.flush()
-        for batch in self.batches.values():
-            self.fail([*batch.rows, *batch.waiting], "the server is shutting down")
-        self.flush()
+
+    def next_batches(self):
+        """The batches with work to do, once there are any; an empty list after close()."""
+        with self.changed:
+            while not self.is_closed:
+                busy = [batch for batch in self.batches.values() if not batch.is_idle()]
+                if busy:
+                    return busy
+                served = self.models.values()  # without those that were loaded again
+                self.batches = {key: self.batches[key] for key in self.batches if key in served}
+                self.changed.wait()
+            return []
 
     def advance(self, batch):
         """One step of a batch, which a row that waits may join first.
@@ -130,25 +139,27 @@ class Engine:
         If that fails its request does, if the step fails all requests do, and the server goes on.
         """
         start = time.perf_counter()
-        with self.changed:
-            joining = batch.next_waiting()
-        if joining is not None:
-            with self.failing([joining]):
-                batch.admit(joining)
-        with self.failing(batch.rows):
+        try:
+            self.admit_next(batch)
             self.counts["tokens"] += batch.advance()
+        except Exception as error:  # memory that has run out, or a bug
+            self.fail(batch.rows, f"generation failed: {one_line(error)}")
+            traceback.print_exc(file=sys.stderr)
+            batch.restart()
         self.counts["busy_seconds"] += time.perf_counter() - start
         if self.threads is not None:
             self.threads.tick()
 
-    @contextlib.contextmanager
-    def failing(self, rows):
-        """Turn an exception, as of memory that has run out, into the failure of these rows."""
+    def admit_next(self, batch):
+        with self.changed:
+            joining = batch.next_waiting()
+        if joining is None:
+            return
         try:
-            yield
-        except Exception as error:  # even a bug: no client may wait in vain
+            batch.admit(joining)
+        except Exception as error:
+            self.fail([joining], f"the prompt cannot be read: {one_line(error)}")
             traceback.print_exc(file=sys.stderr)
-            self.fail(rows, f"generation failed: {one_line(error)}")
 
     def fail(self, rows, message):
         for row in rows:

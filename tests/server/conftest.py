@@ -18,7 +18,7 @@ from seugpt.server.app import create_app
 from seugpt.server.engine import Engine
 from seugpt.server.limits import Limits
 from seugpt.server.loaded_model import ModelLoader
-from tests.helpers import save_perturbed_gpt
+from tests.helpers import LLAMA, save_perturbed_gpt
 
 CHARS = "\n abcdefghijklmnopqrstuvwxyz.,!?TãçéA🦜"
 BLOCK_SIZE = 32
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     spec = {"kind": "char", "chars": CHARS}
     save_perturbed_gpt(spec, folder / "out" / "best.pt", padding=3, block_size=BLOCK_SIZE)
     spec = bpe_spec()
-    save_perturbed_gpt(spec, folder / "bpe" / "best.pt", block_size=BLOCK_SIZE, position="rope")
+    save_perturbed_gpt(spec, folder / "bpe" / "best.pt", block_size=BLOCK_SIZE, **LLAMA)
     return folder
 
 

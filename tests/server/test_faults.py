@@ -16,6 +16,7 @@ import torch
 
 import serve
 from seugpt.checkpoint.storage import load_checkpoint, save_checkpoint
+from seugpt.generation.continuous import ContinuousDecoder
 from seugpt.server.batch import Batch, GenerationRequest, Row
 from seugpt.server.loaded_model import ModelLoader
 from tests.helpers import ROOT, start_script, wait_until
@@ -191,6 +192,15 @@ def test_a_failed_step_fails_its_requests_and_no_later_one(make_server, monkeypa
     monkeypatch.setattr(Batch, "sample", sample)
     assert post(server.port, prompt="abc")[0] == 200
     assert "allocate memory" in capfd.readouterr().err
+
+
+def test_a_model_that_computes_nan_says_so(client, models, monkeypatch):
+    """JSON has no NaN: the answer was an error of the server without a reason."""
+    step = ContinuousDecoder.step
+    monkeypatch.setattr(ContinuousDecoder, "step", lambda self: step(self) * torch.nan)
+    response = client.post("/v1/completions", json={"prompt": "abc", "logprobs": 1})
+    assert response.status_code == 500
+    assert "NaN" in response.json()["error"]["message"]
 
 
 def test_a_failure_in_a_stream_is_its_last_event(client, monkeypatch):
