@@ -148,6 +148,6 @@ function drawSurprisal(box, { tokens, bits, ...means }) {
     readout.textContent = bits[index] === null ? t("notPredicted", { label }) : t("surprisalOf", about);
   });
   tokens.forEach((token, n) => text.add(bits[n] === null ? token : { ...token, p: 2 ** -bits[n] }));
-  list.scrollTop = 0;
+  text.follows = false;
   box.replaceChildren(make("p", { className: "explain", text: summary }), list, readout);
 }

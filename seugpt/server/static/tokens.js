@@ -25,8 +25,13 @@ export class TokenText {
     this.tokens = [];
     this.index = -1;
     this.isHeld = false;
+    this.follows = true; // the end of the text, until someone scrolls up
+    this.frame = 0;
     box.setAttribute("role", "listbox");
     box.tabIndex = 0;
+    box.addEventListener("scroll", () => {
+      this.follows = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    });
     box.addEventListener("pointerover", (event) => this.point(event));
     box.addEventListener("pointerleave", () => clearTimeout(this.timer));
     box.addEventListener("click", (event) => this.hold(event));
@@ -38,6 +43,7 @@ export class TokenText {
     this.tokens = [];
     this.box.replaceChildren();
     this.box.dataset.prompt = visible(prompt);
+    this.follows = true;
     this.isHeld = false;
     this.select(-1);
   }
@@ -51,12 +57,17 @@ export class TokenText {
 
   // token: {id, text, label, p}; text is "" while its last character is incomplete.
   add(token) {
-    const isAtEnd = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
     const element = make("span", { id: `token-${count++}`, attributes: { role: "option", "aria-selected": "false" } });
     this.tokens.push(token);
     this.box.append(element);
     this.draw(this.tokens.length - 1);
-    if (isAtEnd) this.box.scrollTop = this.box.scrollHeight;
+    // Once a frame, as each look at scrollHeight lays the whole text out.
+    if (!this.frame) this.frame = requestAnimationFrame(() => this.scroll());
+  }
+
+  scroll() {
+    this.frame = 0;
+    if (this.follows) this.box.scrollTop = this.box.scrollHeight;
   }
 
   draw(index) {
@@ -125,7 +136,8 @@ export class TokenText {
   }
 }
 
-// Line ends are seen, and break the line; a token inside a character is a mark of its own.
+// Line ends are seen, and break the line; control characters are written as codes.
 function visible(text) {
-  return text.replaceAll("\n", "↵\n");
+  const code = (control) => `\\x${control.charCodeAt(0).toString(16).padStart(2, "0")}`;
+  return text.replaceAll("\n", "↵\n").replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, code);
 }
