@@ -62,6 +62,7 @@ LESSON_PLOTS = {
     "mlp.png": "modern_block.py",
     "schedule.png": "training_loop.py",
     "one_line_missing.png": "training_loop.py",
+    "serve.png": "page_screenshot.py",
 }
 
 

@@ -45,7 +45,8 @@ const asPost = (content, signal) => ({
 });
 
 export const get = async (path) => (await request(path)).json();
-export const post = async (path, content, signal) => (await request(path, asPost(content, signal))).json();
+export const post = async (path, content, signal) =>
+  (await request(path, asPost(content, signal))).json();
 
 // The tokens of /api/write as they come, then {done, reason}.
 export async function* stream(content, signal) {

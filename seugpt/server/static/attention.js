@@ -1,4 +1,4 @@
-// Attention of one layer: a small map of each head, and the tokens with what one of them attends to.
+// Attention of one layer: a small map of each head, and what one of the tokens attends to.
 
 import { $, make } from "./dom.js";
 import { percent, t } from "./i18n.js";
@@ -8,7 +8,10 @@ let head = 0; // stays while the text or the layer changes
 
 export function drawAttention(box, { tokens, weights }) {
   head = Math.min(head, weights.length - 1);
-  const strip = make("div", { className: "tokens strip", attributes: { "aria-label": t("attentionText") } });
+  const strip = make("div", {
+    className: "tokens strip",
+    attributes: { "aria-label": t("attentionText") },
+  });
   const text = new TokenText(strip, (index) => shade(strip, weights[head], index));
   for (const token of tokens) text.add({ ...token, text: token.label });
   for (const element of strip.children) element.append(make("small"));

@@ -20,7 +20,10 @@ export function ticks(low, high) {
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);
   const digits = Math.max(0, -Math.floor(Math.log10(step)));
-  return Array.from({ length: last - first + 1 }, (_, n) => ({ value: (first + n) * step, digits }));
+  return Array.from({ length: last - first + 1 }, (_, n) => ({
+    value: (first + n) * step,
+    digits,
+  }));
 }
 
 // An <svg> of `width` pixels. series: [{name, x, y, hasDots}], drawn in order; marker: an x.
@@ -35,19 +38,56 @@ export function lineChart({ width, label, xLabel, yLabel, series, marker }) {
   const chart = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": label });
   for (const { value, digits } of ticks(...yRange)) {
     const y = toY(value);
-    chart.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
-    chart.append(svg("text", { x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, number(value, digits)));
+    chart.append(
+      svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }),
+    );
+    chart.append(
+      svg("text", { x: MARGIN.left - 8, y: y + 4, "text-anchor": "end" }, number(value, digits)),
+    );
   }
   for (const { value, digits } of ticks(...xRange))
-    chart.append(svg("text", { x: toX(value), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" }, number(value, digits)));
-  chart.append(svg("text", { class: "axis", x: width - MARGIN.right, y: HEIGHT - 4, "text-anchor": "end" }, xLabel));
-  chart.append(svg("text", { class: "axis", x: 12, y: MARGIN.top, "text-anchor": "end", transform: `rotate(-90 12 ${MARGIN.top})` }, yLabel));
+    chart.append(
+      svg(
+        "text",
+        { x: toX(value), y: HEIGHT - MARGIN.bottom + 18, "text-anchor": "middle" },
+        number(value, digits),
+      ),
+    );
+  chart.append(
+    svg(
+      "text",
+      { class: "axis", x: width - MARGIN.right, y: HEIGHT - 4, "text-anchor": "end" },
+      xLabel,
+    ),
+  );
+  chart.append(
+    svg(
+      "text",
+      {
+        class: "axis",
+        x: 12,
+        y: MARGIN.top,
+        "text-anchor": "end",
+        transform: `rotate(-90 12 ${MARGIN.top})`,
+      },
+      yLabel,
+    ),
+  );
   if (marker !== undefined)
-    chart.append(svg("line", { class: "marker", x1: toX(marker), x2: toX(marker), y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }));
+    chart.append(
+      svg("line", {
+        class: "marker",
+        x1: toX(marker),
+        x2: toX(marker),
+        y1: MARGIN.top,
+        y2: HEIGHT - MARGIN.bottom,
+      }),
+    );
   for (const { name, x, y, hasDots } of series) {
     const points = x.map((value, n) => [toX(value).toFixed(1), toY(y[n]).toFixed(1)]);
     chart.append(svg("polyline", { class: name, points: points.join(" ") }));
-    if (hasDots) chart.append(...points.map(([cx, cy]) => svg("circle", { class: name, cx, cy, r: 3 })));
+    if (hasDots)
+      chart.append(...points.map(([cx, cy]) => svg("circle", { class: name, cx, cy, r: 3 })));
   }
   return chart;
 }

@@ -11,7 +11,14 @@ let panes;
 let running = null;
 
 export function startCompare(models) {
-  settings = makeControls($("compare-controls"), ["temperature", "top_k", "top_p", "min_p", "max_tokens", "seed"]);
+  settings = makeControls($("compare-controls"), [
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "max_tokens",
+    "seed",
+  ]);
   const names = models.map((model) => model.name);
   // The untrained model, which comes last, beside the first one.
   panes = [makePane("left", names, names.length - 1), makePane("right", names, 0)];
@@ -24,9 +31,18 @@ function makePane(side, names, chosen) {
   const label = make("label", { htmlFor: `compare-${side}`, attributes: { "data-t": side } });
   const select = make("select", { id: `compare-${side}` }, ...names.map(modelOption));
   select.selectedIndex = chosen;
-  const box = make("div", { className: "tokens output", attributes: { "data-label": "modelText", "data-empty": "emptyText" } });
+  const box = make("div", {
+    className: "tokens output",
+    attributes: { "data-label": "modelText", "data-empty": "emptyText" },
+  });
   const readout = make("p", { className: "help readout" });
-  const element = make("div", { className: "pane" }, make("div", { className: "which" }, label, select), box, readout);
+  const element = make(
+    "div",
+    { className: "pane" },
+    make("div", { className: "which" }, label, select),
+    box,
+    readout,
+  );
   $("compare-panes").append(element);
   const text = new TokenText(box, (index) => {
     const token = text?.tokens[index];
@@ -63,6 +79,10 @@ async function write({ select, text }, signal) {
   const content = { model: select.value, text: prompt, ...settings() };
   for await (const token of stream(content, signal)) {
     if (signal.aborted) return;
-    if (!token.done) text.add({ ...token, label: token.top.find((each) => each.id === token.id)?.label ?? token.text });
+    if (!token.done)
+      text.add({
+        ...token,
+        label: token.top.find((each) => each.id === token.id)?.label ?? token.text,
+      });
   }
 }

@@ -27,7 +27,9 @@ export function makeControls(box, names, onChange = () => {}) {
     (PENALTIES.includes(name) ? folded : box).append(control);
   }
   if (folded.children.length) {
-    box.append(make("details", {}, make("summary", { attributes: { "data-t": "penalties" } }), folded));
+    box.append(
+      make("details", {}, make("summary", { attributes: { "data-t": "penalties" } }), folded),
+    );
   }
   return () => Object.fromEntries(names.map((name) => [name, valueOf(inputs[name], name)]));
 }
@@ -41,12 +43,21 @@ function valueOf(input, name) {
 }
 
 function makeControl(id, name, onChange) {
-  const help = make("p", { className: "help", id: `${id}-help`, attributes: { "data-t": `${name}Help` } });
+  const help = make("p", {
+    className: "help",
+    id: `${id}-help`,
+    attributes: { "data-t": `${name}Help` },
+  });
   const label = make("label", { htmlFor: id, attributes: { "data-t": name } });
-  const input = make("input", { id, ...CONTROLS[name], attributes: { "aria-describedby": help.id } });
+  const input = make("input", {
+    id,
+    ...CONTROLS[name],
+    attributes: { "aria-describedby": help.id },
+  });
   const output = make("output", { htmlFor: id });
   const show = () => {
-    if (input.type === "range") output.textContent = number(input.valueAsNumber, CONTROLS[name].step < 0.1 ? 2 : 1);
+    if (input.type === "range")
+      output.textContent = number(input.valueAsNumber, CONTROLS[name].step < 0.1 ? 2 : 1);
   };
   input.addEventListener("input", () => {
     show();

@@ -22,7 +22,8 @@ export const onLanguage = (listener) => document.addEventListener("language", li
 // Fill in what the elements of the page ask for: data-t is their text, data-label their name.
 export function translate(root = document) {
   document.documentElement.lang = language === "pt" ? "pt-BR" : "en";
-  for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of root.querySelectorAll("[data-t]"))
+    element.textContent = t(element.dataset.t);
   for (const element of root.querySelectorAll("[data-label]"))
     element.setAttribute("aria-label", t(element.dataset.label));
   for (const element of root.querySelectorAll("[data-empty]"))

@@ -9,7 +9,13 @@ import { drawBars } from "./likeliest.js";
 import { TokenText } from "./tokens.js";
 
 const PATHS = { lens: "logit_lens" }; // of views that are named otherwise
-const DRAW = { tokens: drawTokens, attention: drawAttention, next: drawNext, lens: drawLens, surprisal: drawSurprisal };
+const DRAW = {
+  tokens: drawTokens,
+  attention: drawAttention,
+  next: drawNext,
+  lens: drawLens,
+  surprisal: drawSurprisal,
+};
 const PAUSE = 250; // ms without typing
 
 let modelNow; // () -> the model of /api/info that is chosen
@@ -59,15 +65,27 @@ function openView() {
 function layerChoice() {
   const layers = [...Array(modelNow().n_layer).keys()];
   options = { layer: layers.at(-1) };
-  const select = make("select", { id: "layer", attributes: { "aria-describedby": "layer-help" } }, ...layers.map((n) => make("option", { text: n, value: n })));
+  const select = make(
+    "select",
+    { id: "layer", attributes: { "aria-describedby": "layer-help" } },
+    ...layers.map((n) => make("option", { text: n, value: n })),
+  );
   select.value = options.layer;
   select.onchange = () => {
     options = { layer: Number(select.value) };
     refresh();
   };
   const label = make("label", { htmlFor: "layer", attributes: { "data-t": "layer" } });
-  const help = make("p", { id: "layer-help", className: "help", attributes: { "data-t": "layerHelp" } });
-  return make("div", { className: "control-row" }, make("div", { className: "control" }, label, select, help));
+  const help = make("p", {
+    id: "layer-help",
+    className: "help",
+    attributes: { "data-t": "layerHelp" },
+  });
+  return make(
+    "div",
+    { className: "control-row" },
+    make("div", { className: "control" }, label, select, help),
+  );
 }
 
 // Ask again. A request that a newer one has overtaken is given up.
@@ -81,7 +99,9 @@ async function refresh() {
     if (signal.aborted) return;
     const { tokens, total = 0 } = result;
     const isCut = tokens && total > tokens.length;
-    $("inside-status").textContent = isCut ? t("shown", { shown: number(tokens.length), total: number(total) }) : "";
+    $("inside-status").textContent = isCut
+      ? t("shown", { shown: number(tokens.length), total: number(total) })
+      : "";
     DRAW[view]($("drawing"), result);
   } catch (error) {
     if (error.name !== "AbortError") $("inside-status").textContent = error.message;
@@ -95,17 +115,33 @@ function drawTokens(box, { tokens }) {
     groups.at(-1).push(token);
     if (token.text) groups.push([]);
   }
-  const chips = groups.filter((group) => group.length).map((group) => {
-    const parts = group.map((token) =>
-      make("span", { className: "chip" }, make("b", { text: token.label }), make("small", { text: token.id })),
-    );
-    if (group.length === 1) return make("li", {}, ...parts);
-    const text = group.at(-1).text;
-    return make("li", { className: "joined" }, ...parts, make("span", { className: "whole", text }));
-  });
+  const chips = groups
+    .filter((group) => group.length)
+    .map((group) => {
+      const parts = group.map((token) =>
+        make(
+          "span",
+          { className: "chip" },
+          make("b", { text: token.label }),
+          make("small", { text: token.id }),
+        ),
+      );
+      if (group.length === 1) return make("li", {}, ...parts);
+      const text = group.at(-1).text;
+      return make(
+        "li",
+        { className: "joined" },
+        ...parts,
+        make("span", { className: "whole", text }),
+      );
+    });
   const bytes = tokens.reduce((sum, token) => sum + token.bytes.split(" ").length, 0);
   const characters = [...tokens.map((token) => token.text).join("")].length;
-  const counts = { tokens: number(tokens.length), characters: number(characters), bytes: number(bytes) };
+  const counts = {
+    tokens: number(tokens.length),
+    characters: number(characters),
+    bytes: number(bytes),
+  };
   box.replaceChildren(
     make("ol", { className: "chips" }, ...chips),
     make("p", { className: "explain", text: t("tokenCounts", counts) }),
@@ -120,32 +156,61 @@ function drawNext(box, { top, num_others: count, p_others: p }) {
 }
 
 function drawLens(box, { tokens, rows, next_ids: nextIds }) {
-  const head = make("tr", {}, make("th", { text: t("read"), scope: "row" }), ...tokens.map((token) => make("th", { text: token.label, scope: "col" })));
+  const head = make(
+    "tr",
+    {},
+    make("th", { text: t("read"), scope: "row" }),
+    ...tokens.map((token) => make("th", { text: token.label, scope: "col" })),
+  );
   const body = rows.map((row, n) => {
     const name = n ? t("layerNumber", { n: n - 1 }) : t("embedding");
     const cells = row.map(({ id, label, p }, column) => {
-      const cell = make("td", { className: id === nextIds[column] ? "correct" : "" }, make("b", { text: label }), make("small", { text: percent(p) }));
+      const cell = make(
+        "td",
+        { className: id === nextIds[column] ? "correct" : "" },
+        make("b", { text: label }),
+        make("small", { text: percent(p) }),
+      );
       cell.style.setProperty("--weight", p);
       return cell;
     });
     return make("tr", {}, make("th", { text: name, scope: "row" }), ...cells);
   });
-  const table = make("table", { className: "lens" }, make("thead", {}, head), make("tbody", {}, ...body));
+  const table = make(
+    "table",
+    { className: "lens" },
+    make("thead", {}, head),
+    make("tbody", {}, ...body),
+  );
   const name = t("lens");
-  box.replaceChildren(make("div", { className: "scroll", tabIndex: 0, attributes: { role: "region", "aria-label": name } }, table));
+  box.replaceChildren(
+    make(
+      "div",
+      { className: "scroll", tabIndex: 0, attributes: { role: "region", "aria-label": name } },
+      table,
+    ),
+  );
 }
 
 function drawSurprisal(box, { tokens, bits, ...means }) {
   const readout = make("p", { className: "explain readout", attributes: { role: "status" } });
-  const values = { token: number(means.per_token, 2), char: number(means.per_char, 2), uniform: number(means.uniform, 1) };
+  const values = {
+    token: number(means.per_token, 2),
+    char: number(means.per_char, 2),
+    uniform: number(means.uniform, 1),
+  };
   const summary = t("surprisalMeans", values);
-  const list = make("div", { className: "tokens output fitting", attributes: { "aria-label": t("attentionText") } });
+  const list = make("div", {
+    className: "tokens output fitting",
+    attributes: { "aria-label": t("attentionText") },
+  });
   const text = new TokenText(list, (index) => {
     const token = tokens[index];
     if (!token) return;
     const { label } = token;
     const about = { label, bits: number(bits[index] ?? 0, 2), percent: percent(2 ** -bits[index]) };
-    readout.textContent = bits[index] === null ? t("notPredicted", { label }) : t("surprisalOf", about);
+    readout.textContent =
+      bits[index] === null ? t("notPredicted", { label }) : t("surprisalOf", about);
   });
   tokens.forEach((token, n) => text.add(bits[n] === null ? token : { ...token, p: 2 ** -bits[n] }));
   text.follows = false;

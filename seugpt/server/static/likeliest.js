@@ -8,7 +8,11 @@ export function drawBars(list, top, chosen, onPick) {
   const rows = top.map((alternative) => {
     const { id, label, p, p_all: before = p } = alternative;
     const bar = make("span", { className: "bar" }, barOf("before", before), barOf("now", p));
-    const parts = [make("span", { className: "label", text: label }), bar, make("span", { className: "percent", text: percent(p) })];
+    const parts = [
+      make("span", { className: "label", text: label }),
+      bar,
+      make("span", { className: "percent", text: percent(p) }),
+    ];
     const row = make("li", { className: id === chosen ? "chosen" : "" });
     if (!onPick) {
       row.append(make("div", { className: "row" }, ...parts));

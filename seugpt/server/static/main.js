@@ -49,7 +49,11 @@ function showFacts() {
 }
 
 function fillPrompts() {
-  const first = [["prompt", "firstPrompt"], ["compare-prompt", "firstPrompt"], ["inside-text", "firstText"]];
+  const first = [
+    ["prompt", "firstPrompt"],
+    ["compare-prompt", "firstPrompt"],
+    ["inside-text", "firstText"],
+  ];
   for (const [id, key] of first) $(id).value = t(key);
 }
 

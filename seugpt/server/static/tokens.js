@@ -12,13 +12,16 @@ export const shadeOf = (p) => SHADES.findIndex((lowest) => p >= lowest);
 
 export function drawLegend(box) {
   const swatches = SHADES.map((lowest, shade) =>
-    make("span", { className: `swatch shade${shade}`, text: lowest ? `≥ ${100 * lowest}%` : `< ${100 * SHADES[shade - 1]}%` }),
+    make("span", {
+      className: `swatch shade${shade}`,
+      text: lowest ? `≥ ${100 * lowest}%` : `< ${100 * SHADES[shade - 1]}%`,
+    }),
   );
   box.replaceChildren(make("span", { text: t("probability") }), ...swatches);
 }
 
 export class TokenText {
-  // box: a listbox to be; onSelect(index): a token was pointed at, -1 for none; onEnter: Enter on it.
+  // box: a listbox to be; onSelect(index): a token was pointed at, -1 for none; onEnter: at Enter.
   constructor(box, onSelect, onEnter = () => {}) {
     this.box = box;
     this.onSelect = onSelect;
@@ -57,7 +60,10 @@ export class TokenText {
 
   // token: {id, text, label, p}; text is "" while its last character is incomplete.
   add(token) {
-    const element = make("span", { id: `token-${count++}`, attributes: { role: "option", "aria-selected": "false" } });
+    const element = make("span", {
+      id: `token-${count++}`,
+      attributes: { role: "option", "aria-selected": "false" },
+    });
     this.tokens.push(token);
     this.box.append(element);
     this.draw(this.tokens.length - 1);
@@ -77,7 +83,12 @@ export class TokenText {
     element.className = token.text ? "" : "part";
     if (token.p !== undefined) element.classList.add(`shade${shadeOf(token.p)}`);
     if (token.isChosen) element.classList.add("chosen");
-    element.setAttribute("aria-label", token.p === undefined ? token.label : t("tokenLabel", { label: token.label, percent: percent(token.p) }));
+    element.setAttribute(
+      "aria-label",
+      token.p === undefined
+        ? token.label
+        : t("tokenLabel", { label: token.label, percent: percent(token.p) }),
+    );
   }
 
   setTexts(texts) {
@@ -97,7 +108,8 @@ export class TokenText {
       const top = element.offsetTop - this.box.offsetTop;
       const bottom = top + element.offsetHeight;
       if (top < this.box.scrollTop) this.box.scrollTop = top - 8;
-      if (bottom > this.box.scrollTop + this.box.clientHeight) this.box.scrollTop = bottom - this.box.clientHeight + 8;
+      if (bottom > this.box.scrollTop + this.box.clientHeight)
+        this.box.scrollTop = bottom - this.box.clientHeight + 8;
     } else this.box.removeAttribute("aria-activedescendant");
     this.onSelect(index);
   }
@@ -124,7 +136,9 @@ export class TokenText {
 
   press(event, onEnter) {
     const last = this.tokens.length - 1;
-    const to = { ArrowLeft: this.index - 1, ArrowRight: this.index + 1, Home: 0, End: last }[event.key];
+    const to = { ArrowLeft: this.index - 1, ArrowRight: this.index + 1, Home: 0, End: last }[
+      event.key
+    ];
     if (to !== undefined && last >= 0) {
       this.isHeld = true; // the pointer may rest anywhere meanwhile
       this.select(Math.min(Math.max(to, 0), last));

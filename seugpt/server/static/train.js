@@ -49,7 +49,8 @@ async function follow(name) {
   const after = known?.evaluations.step.at(-1) ?? -1;
   const news = await get(`runs/${encodeURIComponent(name)}?after=${after}&lang=${language}`);
   if (known && news.steps >= known.steps) {
-    for (const key of Object.keys(news.evaluations)) news.evaluations[key].unshift(...known.evaluations[key]);
+    for (const key of Object.keys(news.evaluations))
+      news.evaluations[key].unshift(...known.evaluations[key]);
     news.samples.unshift(...known.samples);
   } else if (known) {
     delete runs[name];
@@ -68,10 +69,19 @@ function drawList(list) {
     box.onchange = () => choose(name, box.checked);
     const key = best === null ? "runSteps" : "runFacts";
     const facts = t(key, { steps: number(steps), loss: best === null ? "" : number(best, 4) });
-    return make("label", { className: "run" }, box, make("span", { text: name }), make("small", { text: facts }));
+    return make(
+      "label",
+      { className: "run" },
+      box,
+      make("span", { text: name }),
+      make("small", { text: facts }),
+    );
   });
   $("runs").replaceChildren(...rows);
-  if (focused) $("runs").querySelector(`[value="${CSS.escape(focused)}"]`)?.focus();
+  if (focused)
+    $("runs")
+      .querySelector(`[value="${CSS.escape(focused)}"]`)
+      ?.focus();
 }
 
 function choose(name, isChosen) {
@@ -91,13 +101,22 @@ function draw() {
   }
   const step = steps[slider.value];
   slider.disabled = !steps.length;
-  slider.setAttribute("aria-valuetext", step === undefined ? "" : t("atStep", { step: number(step) }));
+  slider.setAttribute(
+    "aria-valuetext",
+    step === undefined ? "" : t("atStep", { step: number(step) }),
+  );
   $("evaluation-step").textContent = step === undefined ? "" : t("atStep", { step: number(step) });
   $("findings").replaceChildren(...shown.map((run, n) => findingOf(run, n)));
   $("samples").replaceChildren(...shown.map((run) => sampleOf(run, step)).filter(Boolean));
   const label = t("curveOf", { names: chosen.join(", ") });
   const series = shown.flatMap(seriesOf).filter((line) => line.x.length);
-  const axes = { width: $("curves").clientWidth, label, xLabel: t("stepAxis"), yLabel: t("lossAxis"), marker: step };
+  const axes = {
+    width: $("curves").clientWidth,
+    label,
+    xLabel: t("stepAxis"),
+    yLabel: t("lossAxis"),
+    marker: step,
+  };
   $("curves").replaceChildren(...(series.length ? [lineChart({ ...axes, series })] : []));
   $("curves-legend").replaceChildren(...shown.flatMap(legendOf));
 }
@@ -128,7 +147,17 @@ function sampleOf({ name, evaluations, samples }, step) {
   const index = evaluations.step.findLastIndex((each) => each <= step);
   if (index < 0) return null;
   const at = evaluations.step[index];
-  const values = { name, step: number(at), train: number(evaluations.train_loss[index], 4), val: number(evaluations.val_loss[index], 4) };
+  const values = {
+    name,
+    step: number(at),
+    train: number(evaluations.train_loss[index], 4),
+    val: number(evaluations.val_loss[index], 4),
+  };
   const text = samples.find((sample) => sample.step === at)?.text ?? "";
-  return make("div", { className: "pane" }, make("p", { className: "help", text: t("sampleAt", values) }), make("p", { className: "sample", text }));
+  return make(
+    "div",
+    { className: "pane" },
+    make("p", { className: "help", text: t("sampleAt", values) }),
+    make("p", { className: "sample", text }),
+  );
 }

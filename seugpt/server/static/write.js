@@ -1,4 +1,4 @@
-// Write: a text streams in; any token can be exchanged for another, and the text goes on from there.
+// Write: a text streams in; any token can be exchanged, and the text goes on from there.
 
 import { post, stream } from "./api.js";
 import { makeControls } from "./controls.js";
@@ -17,7 +17,9 @@ let running = null; // the AbortController of a text in work
 
 export function startWrite() {
   settings = makeControls($("write-controls"), [...NAMES, ...PENALTIES]);
-  text = new TokenText($("text"), showLikeliest, () => $("likeliest").querySelector("button")?.focus());
+  text = new TokenText($("text"), showLikeliest, () =>
+    $("likeliest").querySelector("button")?.focus(),
+  );
   moveByArrows($("likeliest"), () => $("text").focus());
   $("start").onclick = () => attempt(begin);
   $("more").onclick = () => attempt(write);
