@@ -56,7 +56,7 @@ class NextFields(TextFields):
 def describe_tokens(tokenizer, ids):
     """Each token's id, label and bytes, and the text that is certain with it.
 
-    The text is "" for a token that ends inside a character.
+    `is_open`: whether the token ends inside a character, which the next ones complete.
     """
     stream = TextStream(tokenizer)
     tokens = []
@@ -64,7 +64,9 @@ def describe_tokens(tokenizer, ids):
         data = tokenizer.decode_bytes([token])
         text = stream.feed(token, last=number == len(ids))
         label = readable_token(data)
-        tokens.append({"id": token, "label": label, "bytes": hex_bytes(data), "text": text})
+        is_open = bool(stream.utf8.getstate()[0])
+        described = {"id": token, "label": label, "bytes": hex_bytes(data)}
+        tokens.append({**described, "text": text, "is_open": is_open})
     return tokens
 
 

@@ -73,7 +73,8 @@ async def write_events(submission, tokenizer):
             {"id": id, "label": token_label(tokenizer, id), "p": math.exp(logprob)}
             for id, logprob in token.top
         ]
-        event = {"id": token.id, "text": token.text, "p": math.exp(token.logprob), "top": top}
+        event = {"id": token.id, "label": token_label(tokenizer, token.id), "text": token.text}
+        event |= {"p": math.exp(token.logprob), "top": top}
         yield json.dumps(event)
         if token.finish_reason:
             yield json.dumps({"done": True, "reason": token.finish_reason})

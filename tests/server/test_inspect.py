@@ -64,6 +64,7 @@ def test_a_character_of_several_tokens_comes_with_the_last_of_them(client):
     assert "".join(token["text"] for token in tokens) == "é😀\n"
     emoji = [token for token in tokens if set(token["bytes"].split()) & {"f0", "9f", "98", "80"}]
     assert [token["text"] for token in emoji] == [""] * (len(emoji) - 1) + ["😀"]
+    assert [token["is_open"] for token in emoji] == [True] * (len(emoji) - 1) + [False]
     assert len(emoji) > 1
     assert tokens[-1]["label"] == "↵"
     again = {"model": "bpe", "ids": [token["id"] for token in tokens]}

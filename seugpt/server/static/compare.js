@@ -53,8 +53,7 @@ function makePane(side, names, chosen) {
   return { select, text };
 }
 
-function describe({ id, p, top, text }) {
-  const label = top.find((each) => each.id === id)?.label ?? text;
+function describe({ label, p, top }) {
   const likeliest = top.slice(0, 4).map((each) => `${each.label} ${percent(each.p)}`);
   return t("readout", { label, percent: percent(p), top: likeliest.join(" · ") });
 }
@@ -79,10 +78,6 @@ async function write({ select, text }, signal) {
   const content = { model: select.value, text: prompt, ...settings() };
   for await (const token of stream(content, signal)) {
     if (signal.aborted) return;
-    if (!token.done)
-      text.add({
-        ...token,
-        label: token.top.find((each) => each.id === token.id)?.label ?? token.text,
-      });
+    if (!token.done) text.add(token);
   }
 }

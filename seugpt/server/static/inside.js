@@ -113,7 +113,7 @@ function drawTokens(box, { tokens }) {
   const groups = [[]];
   for (const token of tokens) {
     groups.at(-1).push(token);
-    if (token.text) groups.push([]);
+    if (!token.is_open) groups.push([]);
   }
   const chips = groups
     .filter((group) => group.length)
@@ -127,7 +127,10 @@ function drawTokens(box, { tokens }) {
         ),
       );
       if (group.length === 1) return make("li", {}, ...parts);
-      const text = group.at(-1).text;
+      const text = group
+        .map((token) => token.text)
+        .join("")
+        .trim();
       return make(
         "li",
         { className: "joined" },

@@ -83,7 +83,7 @@ async function write(signal) {
   for await (const token of stream({ model: prompt.model, ids, ...settings() }, signal)) {
     if (signal.aborted) return;
     if (token.done) reason = token.reason;
-    else text.add({ ...token, label: labelOf(token) });
+    else text.add(token);
   }
   if (text.tokens.some((token) => token.text.includes("\ufffd"))) await repair(signal);
   const key = reason === "stop" ? "doneStop" : "doneLength";
@@ -96,8 +96,6 @@ async function repair(signal) {
   const { tokens } = await post("tokens", { model: prompt.model, ids }, signal);
   text.setTexts(tokens.map((token) => token.text));
 }
-
-const labelOf = (token) => token.top.find((each) => each.id === token.id)?.label ?? token.text;
 
 function showLikeliest(index) {
   const token = text?.tokens[index];
