@@ -6,6 +6,7 @@
     python bench.py prepare --input=book.txt --repeat=100
     python bench.py prepare --input=book.txt --repeat=100 --workers=1 --workers=2
     python bench.py run config/train_shakespeare_char.py --baseline=PATH_TO_NANOGPT
+    python bench.py serve --out_dir=out-quickstart
     python bench.py suite --smoke
 
 step, decode and run take train.py's options too. Times drift on a shared machine; the ratios of
@@ -35,6 +36,7 @@ from seugpt.benchmark.baselines import NanoGPT, Transformers
 from seugpt.benchmark.contenders import Contender, synchronize
 from seugpt.benchmark.hardware import copy_bandwidth, matmul_flops
 from seugpt.benchmark.results import median_range, ratios, record
+from seugpt.benchmark.serving import our_server
 from seugpt.benchmark.whole_commands import (
     check_whole_run,
     nanogpt_command,
@@ -47,6 +49,7 @@ from seugpt.benchmark.whole_commands import (
     write_parquet_files,
 )
 from seugpt.benchmark.workers import Worker, in_turn
+from seugpt.checkpoint.pretrained import ModelSource
 from seugpt.cli.command import command, out_of_memory_advice, split_subcommand
 from seugpt.cli.config_parser import parse_configs
 from seugpt.data.corpora import download_corpus
@@ -559,6 +562,65 @@ def bench_run(options, model_config, config):
         print(f"{name}: {median_range(rounds, '.1f')} s, {median_range(times, '.2f')} times ours")
 
 
+@dataclass(frozen=True)
+class ServeBenchConfig(ModelSource, BenchConfig):
+    clients: Annotated[
+        tuple[int, ...], "clients at the same time; may be repeated; none: 4 and 16", ">= 2"
+    ] = ()
+    requests: Annotated[int, "texts in each round, of each number of clients", ">= 1"] = 32
+    tokens: Annotated[int, "tokens of each text", ">= 1"] = 100
+    rounds: Annotated[int, "rounds", ">= 1"] = 3
+    flood: Annotated[
+        int, "short requests at the end: how many are lost, how memory grows", ">= 0"
+    ] = 0
+    device: Annotated[str, "device of the model, as in train.py"] = "auto"
+
+
+def bench_serve(options):
+    """Tokens per second of clients that ask serve.py at the same time, and one after the other."""
+    device = pick_device(options.device)
+    with our_server(options.source, device) as server:
+        server.load(16, 16, options.tokens)  # warms up
+        for num_clients in options.clients or (4, 16):
+            speeds = {1: [], num_clients: []}
+            for _ in range(options.rounds):
+                for count, rounds in speeds.items():
+                    seconds, tokens, lost = server.load(count, options.requests, options.tokens)
+                    rounds.append(tokens / seconds)
+                    if lost:
+                        raise ConfigError(f"{lost} of {options.requests} requests were lost")
+            gains = ratios(speeds[num_clients], speeds[1])
+            print(
+                f"{num_clients} clients: {median_range(speeds[num_clients], ',.0f')} tokens/s, "
+                f"one after the other {median_range(speeds[1], ',.0f')}: "
+                f"{median_range(gains, '.2f')} times",
+                flush=True,
+            )
+            result = {"clients": num_clients, "tokens_per_s": speeds, "ratios": gains}
+            record(options.results, device, bench="serve", tokens=options.tokens, **result)
+        if options.flood:
+            flood(server, options, device)
+
+
+def flood(server, options, device):
+    """Many short requests from 16 clients, in ten parts: those that are lost, and the memory."""
+    part = math.ceil(options.flood / 10)
+    megabytes = [server.resident_mb()]
+    num_lost = 0
+    seconds = 0.0
+    for _ in range(10):
+        took, _, lost = server.load(16, part, 2)
+        seconds += took
+        num_lost += lost
+        megabytes.append(server.resident_mb())
+    print(
+        f"{10 * part:,} short requests: {num_lost} lost, {10 * part / seconds:,.0f} per second; "
+        f"memory {', '.join(f'{mb:,.0f}' for mb in megabytes if mb)} MB"
+    )
+    result = {"requests": 10 * part, "lost": num_lost, "seconds": seconds, "memory_mb": megabytes}
+    record(options.results, device, bench="serve_flood", **result)
+
+
 PRETRAIN_124M = (
     "config/train_gpt2.py --dataset=shakespeare_char --gradient_accumulation_steps=1 --batch_size="
 )
@@ -623,6 +685,7 @@ COMMANDS = {
     "decode": (bench_decode, DecodeConfig, ModelConfig, TrainConfig),
     "prepare": (bench_prepare, PrepareBenchConfig),
     "run": (bench_run, RunConfig, ModelConfig, TrainConfig),
+    "serve": (bench_serve, ServeBenchConfig),
     "suite": (bench_suite, SuiteConfig),
 }
 

@@ -87,7 +87,8 @@ class LossConfig(OutputFile):
 
 def plot_loss(config):
     """Loss curves: of one run its training batches and evaluations, of several the evaluations."""
-    from seugpt.plots.curves import plot_losses, read_run
+    from seugpt.plots.curves import plot_losses
+    from seugpt.plots.run_metrics import read_run
 
     runs = [read_run(folder) for folder in config.out_dir]
     path = config.output_path(config.out_dir[0], "loss.png")
@@ -97,7 +98,8 @@ def plot_loss(config):
 
 def plot_activations(config):
     """Activations, gradients and updates of each layer in a run trained with snapshot_interval."""
-    from seugpt.plots.curves import plot_layers, read_run
+    from seugpt.plots.curves import plot_layers
+    from seugpt.plots.run_metrics import read_run
 
     path = config.path("activations.png")
     return plot_layers(path, read_run(config.source), config.language, config.show)

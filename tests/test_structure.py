@@ -13,7 +13,7 @@ LAYERS = (
     {"data"},
     {"checkpoint"},
     {"generation", "training", "evaluation"},
-    {"plots", "benchmark"},
+    {"plots", "benchmark", "server"},
 )
 LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 PACKAGE_FILES = sorted(set(ROOT.glob("seugpt/**/*.py")) - {ROOT / "seugpt" / "__init__.py"})
@@ -56,7 +56,8 @@ def test_code_stays_out_of_data_config_and_the_top_level():
     """Deleting data/ deletes only data, and no preset hides a module of the program."""
     assert not list((ROOT / "data").glob("*.py"))
     assert not (ROOT / "config" / "__init__.py").exists()
-    assert COMMANDS == ["bench", "evaluate", "export", "prepare", "sample", "train", "visualize"]
+    commands = "bench evaluate export prepare sample serve train visualize".split()
+    assert commands == COMMANDS
 
 
 def test_cuda_tests_need_no_optional_package():

@@ -15,9 +15,11 @@ from export import ExportConfig  # noqa: E402
 from model import ModelConfig  # noqa: E402
 from prepare import PrepareConfig  # noqa: E402
 from sample import SampleConfig  # noqa: E402
+from serve import ServeConfig  # noqa: E402
 from seugpt.cli.values import describe_limits, describe_type, options_of  # noqa: E402
 from seugpt.data.shard_preparation import ShardConfig  # noqa: E402
 from seugpt.generation.sampling import SamplingParams  # noqa: E402
+from seugpt.server.limits import Limits  # noqa: E402
 from train import TrainConfig  # noqa: E402
 from visualize import COMMANDS as PLOTS  # noqa: E402
 
@@ -27,6 +29,7 @@ CLASSES = {
     "prepare.py": [PrepareConfig, ShardConfig],
     "train.py": [ModelConfig, TrainConfig],
     "sample.py": [SampleConfig, SamplingParams],
+    "serve.py": [ServeConfig, Limits],
     "evaluate.py": [EvaluateConfig],
     "export.py": [ExportConfig],
     "visualize.py": [config_class for _, config_class in PLOTS.values()],

@@ -64,6 +64,7 @@ TOOL_PLOTS = {
     "one_line_missing.png": "training_loop.py",
     "scaling.png": "scaling.py",
     "scale_model.png": "scale_model.py",
+    "serve.png": "page_screenshot.py",
 }
 
 

@@ -3,6 +3,8 @@
 Shapes: B rows, T tokens, nkv key/value heads, hs head size, L slots.
 """
 
+import copy
+
 import torch
 
 
@@ -32,6 +34,31 @@ class KVCache:
         self.slot_mask.fill_(-torch.inf)
         self.num_tokens.zero_()
         self.padding[:] = padding
+
+    def first_rows(self, B):
+        """The cache of the first B rows alone: it shares this one's tensors."""
+        rows = copy.copy(self)
+        rows.keys = [keys[:B] for keys in self.keys]
+        rows.values = [values[:B] for values in self.values]
+        rows.slot_mask = self.slot_mask[:B]
+        rows.padding = self.padding[:B]
+        return rows
+
+    def copy_row(self, row, source, source_row, T):
+        """Let `row` be a row of another cache, or of this one, with the last T tokens that it read.
+
+        The row's next token is the one that all rows of this cache read next.
+        """
+        back = torch.arange(-T, 0, device=self.num_tokens.device)  # (T,)
+        source_slots = (source.num_tokens + back) % source.length
+        slots = (self.num_tokens + back) % self.length
+        for ours, theirs in ((self.keys, source.keys), (self.values, source.values)):
+            for target, origin in zip(ours, theirs, strict=True):
+                target[row, :, slots] = origin[source_row, :, source_slots]
+        self.slot_mask[row] = -torch.inf
+        self.slot_mask[row, :, :, slots] = 0
+        position = source.num_tokens - source.padding[source_row]
+        self.padding[row] = self.num_tokens - position
 
     def advance(self, T):
         """Reserve slots for T tokens (prefill, or T=1 to decode). Returns their positions, (B, T).

@@ -87,13 +87,27 @@ def logits_to_probs(logits, params):
     return probs, ids
 
 
+def exponential_noise(probs, rng):
+    """Exp(1) noise of the shape of probs (B, k), row by row if there are several generators."""
+    noise = torch.empty_like(probs)
+    if not isinstance(rng, list):
+        return noise.exponential_(generator=rng)
+    for row, generator in zip(noise, rng, strict=True):
+        row.exponential_(generator=generator)
+    return noise
+
+
 def sample_token(logits, params, rng=None):
-    """Draw a token for each row without waiting for the device. logits (B, V) -> (B, 1)."""
+    """Draw a token for each row without waiting for the device. logits (B, V) -> (B, 1).
+
+    rng: a torch.Generator, or a list with one for each row, which is then drawn as it would be
+    alone.
+    """
     probs, ids = logits_to_probs(logits, params)
     if ids is not None and ids.shape[-1] == 1:  # there is no choice
         return ids
     # The argmax of p / Exp(1) is distributed as p. torch.multinomial draws that way too, but first
     # asks the device whether the probabilities are valid, and waits for the answer.
-    scores = probs / torch.empty_like(probs).exponential_(generator=rng)
+    scores = probs / exponential_noise(probs, rng)
     drawn = scores.argmax(dim=-1, keepdim=True)  # (B, 1)
     return drawn if ids is None else ids.gather(-1, drawn)

@@ -16,7 +16,7 @@ class TextStream:
     """Tokens in, printable text out.
 
     It buffers bytes until they form a character, and characters that may be the beginning of a stop
-    sequence. A text ends with one of these, or with one of the ids in `stop_ids`.
+    sequence. A text ends with one of these, or with one of the ids in `stop_ids` (`stopped`).
     """
 
     def __init__(self, tokenizer, stop_sequences=(), stop_ids=()):
@@ -26,17 +26,19 @@ class TextStream:
         self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.buffer = ""
         self.finished = False
+        self.stopped = False
 
     def feed(self, token, last=False):
         """The text that is certain after one more token; "" once it has ended (`finished`)."""
         if self.finished:
             return ""
         if token in self.stop_ids:
-            self.finished = True
+            self.finished = self.stopped = True
             return self.buffer + self.utf8.decode(b"", final=True)
         text = self.buffer + self.utf8.decode(self.tokenizer.decode_bytes([token]), final=last)
         stops = [text.index(stop) for stop in self.stop_sequences if stop in text]
-        self.finished = last or bool(stops)
+        self.stopped = bool(stops)
+        self.finished = last or self.stopped
         if stops:
             return text[: min(stops)]
         end = len(text) if last else len(text) - self.partial_stop_length(text)

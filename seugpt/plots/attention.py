@@ -8,13 +8,12 @@ from matplotlib.colors import PowerNorm
 
 from seugpt.errors import ConfigError, DataError
 from seugpt.plots.attention_patterns import OTHER_TARGETS, attention_patterns, window_shape
-from seugpt.plots.internals import attention_weights, load_model_and_text
+from seugpt.plots.internals import MAX_MAP_TOKENS, attention_weights, load_model_and_text
 from seugpt.plots.language import ENGLISH
 from seugpt.plots.style import quote, saved_figure, token_labels
 
 WIDTH = 8  # inches
 MIN_FONT_SIZE = 5.5  # points: smaller text cannot be read
-MAX_MAP_TOKENS = 64
 MAX_PERCENTAGES = 24  # tokens whose weights are written into their cells
 MAX_RATIO = 8  # of attention to a uniform head's: the ends of the colour scale are 1/8 and 8
 NORM = PowerNorm(0.5, 0, 1)  # 2% is visible beside 100%

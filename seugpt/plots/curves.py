@@ -1,9 +1,4 @@
-"""A run over time, from its metrics.jsonl: losses, and what happens in each layer."""
-
-import math
-from array import array
-from dataclasses import dataclass
-from pathlib import Path
+"""Plots of a run over time: losses, and what happens in each layer."""
 
 import matplotlib
 import numpy as np
@@ -12,12 +7,19 @@ from matplotlib.transforms import ScaledTranslation
 
 from seugpt.errors import ConfigError, DataError
 from seugpt.plots.language import ENGLISH
+from seugpt.plots.loss_findings import (
+    GAP_MARGIN,
+    OVERFITTING_MARGIN,
+    compare_runs,
+    describe_doublings,
+    describe_run,
+    final_gap,
+    final_rise,
+)
+from seugpt.plots.run_metrics import best_evaluation, num_steps, smooth
 from seugpt.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, saved_figure
-from seugpt.training.metrics import iterate_metrics
 
 MAX_POINTS = 2000  # drawn per line: a plot has a thousand columns
-OVERFITTING_MARGIN = 0.02  # nats above the best validation loss
-GAP_MARGIN = 0.05  # nats between training and validation loss that are no longer one
 RUN_COLOURS = (BLUE, RED, GREEN, PURPLE, SKY, ORANGE, BLACK)
 X_LABELS = {
     "step": "step",
@@ -37,192 +39,7 @@ LAYERS = {  # that are no blocks: (label, colour)
 }
 
 
-@dataclass
-class Run:
-    """metrics.jsonl as columns, {key: array}: of training steps, evaluations, layer statistics."""
-
-    name: str
-    steps: dict
-    evaluations: dict
-    layer_stats: dict
-
-    def x_values(self, x, steps):
-        """Where `steps` lie on the axis `x`, a key of X_LABELS."""
-        if x == "step" or not len(self.steps["step"]):
-            return steps
-        per_step = self.steps["step_ms"] / 1000  # seconds
-        if x == "tokens":
-            per_step = per_step * self.steps["tokens_per_s"]
-        steps_made = np.concatenate(([0], self.steps["step"] + 1))
-        totals = np.concatenate(([0], np.cumsum(np.diff(steps_made) * per_step)))
-        steps_after = np.maximum(steps - steps_made[-1], 0)  # those not logged at the end
-        return np.interp(steps, steps_made, totals) + steps_after * per_step[-1]
-
-
-def read_run(folder):
-    """A run's metrics.jsonl. Raises DataError if it is missing or empty."""
-    path = Path(folder) / "metrics.jsonl"
-    if not path.is_file():
-        raise DataError(
-            f"there is no {path}. A run writes it: python train.py CONFIG --out_dir={folder}"
-        )
-    run = to_run(Path(folder).name, iterate_metrics(path))
-    if not len(run.steps["step"]) and not len(run.evaluations["step"]):
-        raise DataError(f"{path} has no line of a run")
-    return run
-
-
-class Columns(dict):
-    """{key: array}, with NaN where a line lacks a key; compact, for a million lines."""
-
-    def __init__(self):
-        super().__init__(step=array("d"))
-
-    def add(self, line):
-        length = len(self["step"])
-        for key, value in line.items():
-            self.setdefault(key, array("d", [math.nan]) * length).append(value)
-        for column in self.values():
-            column.extend([math.nan] * (length + 1 - len(column)))
-
-    def to_numpy(self):
-        return {key: np.array(column) for key, column in self.items()}
-
-
-def to_run(name, lines):
-    """A Run of lines from parse_line; None is a damaged line."""
-    columns = {
-        ("loss",): Columns(),
-        ("train_loss", "val_loss"): Columns(),
-        ("update_ratio/embedding",): Columns(),
-    }
-    for line in filter(None, lines):
-        for keys, column in columns.items():
-            if all(math.isfinite(line.get(key, math.nan)) for key in keys):
-                column.add(line)
-    return Run(name, *(column.to_numpy() for column in columns.values()))
-
-
-def smooth(values):
-    """A moving average over a window that grows: loss falls fast at first, then slowly.
-
-    A value is averaged with an eighth of those before it, and as many after it, but at most a
-    thirtieth of the curve or 4 values on either side. Where the curve ends, the window has only its
-    left half: one that shrank to the last value would end the line on the noise of that value.
-    """
-    positions = np.arange(len(values))
-    reach = np.minimum(positions // 8, max(len(values) // 30, 4))
-    first = positions - reach
-    end = np.minimum(positions + reach + 1, len(values))
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    return (sums[end] - sums[first]) / (end - first)
-
-
-# What the evaluations of a run show
-
-
-def best_evaluation(run):
-    return int(np.argmin(run.evaluations["val_loss"]))
-
-
-def final_rise(run):
-    """By how much the last validation loss lies above the best one, in nats."""
-    losses = run.evaluations["val_loss"]
-    return losses[-1] - losses.min()
-
-
-def final_gap(run):
-    """How far validation loss lies above training loss at the end, in nats."""
-    return run.evaluations["val_loss"][-1] - run.evaluations["train_loss"][-1]
-
-
-def parting_step(run):
-    """The first evaluated step from which on the two losses stay GAP_MARGIN apart.
-
-    None if they are apart from the first evaluation on.
-    """
-    gaps = run.evaluations["val_loss"] - run.evaluations["train_loss"]
-    together = np.flatnonzero(gaps <= GAP_MARGIN)
-    return run.evaluations["step"][together[-1] + 1] if len(together) else None
-
-
-def describe_run(run, language=ENGLISH):
-    """What the losses of one run show, as a title."""
-    best = best_evaluation(run)
-    step = run.evaluations["step"][best]
-    if final_rise(run) > OVERFITTING_MARGIN:
-        fall = run.evaluations["train_loss"][best] - run.evaluations["train_loss"][-1]
-        values = {"name": run.name, "step": step, "rise": final_rise(run), "fall": fall}
-        if fall > 0:
-            return language(
-                "{name} overfits: after step {step:,.0f} its validation loss rises by {rise:.2f}\n"
-                "while its training loss goes on falling, by {fall:.2f}",
-                **values,
-            )
-        return language(
-            "{name}: after step {step:,.0f} validation loss rises by {rise:.2f},\n"
-            "and training loss with it",
-            **values,
-        )
-    gap = final_gap(run)
-    if gap <= GAP_MARGIN:
-        return language(
-            "Training and validation loss stay together: at the end they are {gap:.2f} apart",
-            gap=abs(gap),
-        )
-    parted = parting_step(run)
-    if parted is None:
-        return language("At the end training and validation loss are {gap:.2f} apart", gap=gap)
-    return language(
-        "Training and validation loss part before step {step:,.0f}:\n"
-        "at the end they are {gap:.2f} apart",
-        step=parted,
-        gap=gap,
-    )
-
-
-def compare_runs(runs, language=ENGLISH):
-    """What the losses of several runs show, as a title."""
-    lowest = min(runs, key=lambda run: run.evaluations["val_loss"].min())
-    highest_rise = max(runs, key=final_rise)
-    if final_rise(highest_rise) > OVERFITTING_MARGIN:
-        return describe_run(highest_rise, language)
-    return language(
-        "The lowest validation loss is that of {name}: {loss:.4f} at step {step:,.0f}",
-        name=lowest.name,
-        loss=lowest.evaluations["val_loss"].min(),
-        step=lowest.evaluations["step"][best_evaluation(lowest)],
-    )
-
-
-def describe_doublings(run, language=ENGLISH):
-    """What the first and the last doubling of the steps gained, as a title.
-
-    "" if there are no two, or one gained nothing.
-    """
-    steps = run.evaluations["step"]
-    trained = steps > 0
-    if not trained.any() or steps[-1] < 4 * steps[trained][0]:
-        return ""
-    ends = np.array([steps[trained][0], 2 * steps[trained][0], steps[-1] / 2, steps[-1]])
-    losses = np.interp(np.log(ends), np.log(steps[trained]), run.evaluations["val_loss"][trained])
-    if min(losses[0] - losses[1], losses[2] - losses[3]) <= 0:
-        return ""
-    return language(
-        "Each doubling of the steps lowers the validation loss:\n"
-        "by {first:.2f} from step {a:,.0f} to {b:,.0f}, by {last:.2f} from {c:,.0f} to {d:,.0f}",
-        first=losses[0] - losses[1],
-        last=losses[2] - losses[3],
-        **dict(zip("abcd", ends, strict=True)),
-    )
-
-
 # Loss curves
-
-
-def num_steps(run):
-    """The number of steps after which the run has its last loss."""
-    return np.concatenate((run.steps["step"] + 1, run.evaluations["step"])).max(initial=0)
 
 
 def plot_losses(path, runs, x="step", xscale="linear", from_step=0, language=ENGLISH, show=False):

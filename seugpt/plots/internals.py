@@ -9,18 +9,21 @@ the tokenizer (V may be padded).
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from seugpt.checkpoint.pretrained import load_for_inference
 from seugpt.cli.text_option import read_text_option
-from seugpt.data.tokenizer import encode_option
+from seugpt.data.tokenizer import encode_option, num_chars
 from seugpt.evaluation.loss import sliding_windows
 from seugpt.generation.sampling import logits_to_probs, sample_token
 from seugpt.training.layer_stats import forward_pre_hooks, residual_streams
 
 MAX_WINDOW = 1024  # tokens in which attention is recorded, as T x T weights of every head
 MAX_TOKENS = 2**14  # of a text for attention patterns, which show long before
+MAX_MAP_TOKENS = 64  # of a text in attention maps
+LENS_TOKENS = 40  # of a text under the logit lens
 CHUNK_LOGITS = 256  # rows of logits at a time: V may be a hundred thousand
 CHUNK_ELEMENTS = 2**22  # of a large intermediate tensor
 
@@ -51,7 +54,7 @@ def attention_weights(model, idx, summarize=lambda weights: weights):
         group = q.shape[1] // k.shape[1]  # query heads that share a key head
         k = k.repeat_interleave(group, dim=1)  # (B, nh, T, hs)
         T = x.shape[1]
-        future_mask = torch.ones(T, T, dtype=torch.bool).triu(1)
+        future_mask = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
         scores = q @ k.mT / math.sqrt(q.shape[-1])
         scores = scores.masked_fill(future_mask, -torch.inf)
         summaries.append(summarize(scores.softmax(dim=-1)))
@@ -92,13 +95,22 @@ def surprisal(model, ids):
     block_size = model.config.block_size
     bits = [torch.tensor([math.nan])]
     for window, first in sliding_windows([ids.numpy()], block_size, stride=max(block_size // 2, 1)):
-        window = torch.from_numpy(window)
+        window = torch.from_numpy(window).to(model.wte.weight.device)
         x = residual_streams(model, window[None, :-1])[-1][0, first:]  # (scored tokens, C)
         targets = window[first + 1 :]
         for rows, next_ids in zip(x.split(CHUNK_LOGITS), targets.split(CHUNK_LOGITS), strict=True):
             nats = F.cross_entropy(residual_to_logits(model, rows), next_ids, reduction="none")
-            bits.append(nats / math.log(2))
+            bits.append(nats.float().cpu() / math.log(2))
     return torch.cat(bits)
+
+
+def mean_surprisal(bits, tokens):
+    """(bits per token, bits per character) of surprisal() of a text, given its tokens' bytes.
+
+    The first token, which is never predicted, does not count.
+    """
+    total_chars = sum(map(num_chars, tokens[1:]))
+    return np.nanmean(bits), np.nansum(bits) / max(total_chars, 1)
 
 
 @torch.no_grad()

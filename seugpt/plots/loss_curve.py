@@ -2,6 +2,7 @@
 
 import gc
 
+from seugpt.plots.run_metrics import to_run
 from seugpt.training.metrics import iterate_metrics
 
 
@@ -12,7 +13,7 @@ def draw_loss_curve(log):
     try:
         from seugpt.plots import curves  # here, as importing matplotlib takes half a second
 
-        run = curves.to_run(log.folder.name, iterate_metrics(log.folder / "metrics.jsonl"))
+        run = to_run(log.folder.name, iterate_metrics(log.folder / "metrics.jsonl"))
         curves.plot_losses(log.folder / "loss.png", [run])
         gc.collect()  # figures have reference cycles and would pile up over thousands of steps
     except Exception as error:  # MPLBACKEND, a font, TeX, a file that Windows locks

@@ -11,13 +11,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from seugpt.data.tokenizer import num_chars
 from seugpt.errors import DataError
 from seugpt.generation.sampling import SamplingParams
 from seugpt.plots.internals import (
+    LENS_TOKENS,
     count_draws,
     load_model_and_text,
     logit_lens,
+    mean_surprisal,
     next_token_logits,
     sampling_probs,
     surprisal,
@@ -27,16 +28,14 @@ from seugpt.plots.style import (
     BLUE,
     ORANGE,
     RED,
-    WHITE_SPACE,
     quote,
     saved_figure,
-    shorten,
     token_label,
     token_labels,
 )
+from seugpt.plots.token_text import WHITE_SPACE, shorten
 
 WIDTH = 8  # inches
-LENS_TOKENS = 40  # at most
 LENS_FONT_SIZE = 8  # points
 TEXT_COLUMNS = 88  # characters in a line of a drawn text
 TEXT_LINES = 50
@@ -186,7 +185,7 @@ def plot_surprisal(path, source, text, language=ENGLISH, show=False):
         )
     bits = surprisal(model, ids[:shown]).numpy()
     uniform_bits = math.log2(tokenizer.vocab_size)
-    title = surprisal_title(bits, sum(map(num_chars, tokens[1:shown])), language)
+    title = surprisal_title(bits, tokens[:shown], language)
     if shown < len(ids):
         title += language(", the first {shown:,} of {total:,} tokens", shown=shown, total=len(ids))
     num_lines = cells[-1][0] + 1
@@ -215,12 +214,13 @@ def plot_surprisal(path, source, text, language=ENGLISH, show=False):
     return path
 
 
-def surprisal_title(bits, total_chars, language):
+def surprisal_title(bits, tokens, language):
+    per_token, per_char = mean_surprisal(bits, tokens)
     return language(
         "How much each token surprised the model: the darker, the less it was expected\n"
         "{per_token:.2f} bits per token, {per_char:.2f} per character",
-        per_token=np.nanmean(bits),
-        per_char=np.nansum(bits) / max(total_chars, 1),
+        per_token=per_token,
+        per_char=per_char,
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import ScalarFormatter
 from seugpt.errors import ConfigError
 from seugpt.files import atomic_write
 from seugpt.plots.language import ENGLISH
+from seugpt.plots.token_text import WHITE_SPACE, readable_char, readable_token, shorten
 
 # Okabe and Ito's palette, distinguishable with any colour vision; indigo is Paul Tol's.
 # https://jfly.uni-koeln.de/color
@@ -38,7 +39,6 @@ STYLE = {
     "svg.hashsalt": "seuGPT",  # the same plot is the same file
 }
 MINUS = "\N{MINUS SIGN}"
-WHITE_SPACE = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 # The class of a token and its colour. Words and their parts are BPE's, the others characters.
 TOKEN_CLASSES = {
@@ -113,22 +113,16 @@ def has_glyph(character):
 
 
 def token_label(token):
-    """A token's bytes as readable text: white space as symbols, what cannot be drawn as codes."""
-    try:
-        text = token.decode("utf-8")
-    except UnicodeDecodeError:
-        return " ".join(f"{byte:02x}" for byte in token)
-    return "".join(map(char_label, text))
+    """A token's bytes as readable text, in which nothing is an empty box."""
+    return readable_token(token, can_draw)
 
 
 def char_label(char):
-    if char in WHITE_SPACE:
-        return WHITE_SPACE[char]
-    return char if char.isprintable() and has_glyph(char) else f"U+{ord(char):04X}"
+    return readable_char(char, can_draw)
 
 
-def shorten(text, max_chars):
-    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+def can_draw(character):
+    return character.isprintable() and has_glyph(character)
 
 
 def token_labels(tokenizer, ids, max_chars):

@@ -19,6 +19,7 @@ from seugpt.cli.config_parser import to_source
 from seugpt.data.text import escape_control_chars
 from seugpt.errors import ConfigError
 from seugpt.files import atomic_write, check_regular
+from seugpt.training.log_samples import SAMPLE_INDENT
 from seugpt.training.metrics import truncate_metrics
 from seugpt.training.run_description import (
     describe_pretrained,
@@ -234,7 +235,8 @@ class RunLogger:
         )
         if step == 0 and self.config.init_from == "scratch":
             self.explain_initial_loss(losses["val"], vocab_size)
-        self.info("    | " + escape_control_chars(sample).replace("\n", "\n    | "))
+        text = escape_control_chars(sample)
+        self.info(SAMPLE_INDENT + text.replace("\n", f"\n{SAMPLE_INDENT}"))
 
     def explain_initial_loss(self, val_loss, vocab_size):
         expected = math.log(vocab_size)

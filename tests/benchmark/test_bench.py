@@ -20,7 +20,14 @@ import torch
 import bench
 from model import ModelConfig
 from seugpt.benchmark import whole_commands
-from tests.helpers import ROOT, gpt2_or_skip, run_python, start_script, wait_until
+from tests.helpers import (
+    ROOT,
+    gpt2_or_skip,
+    run_python,
+    save_perturbed_gpt,
+    start_script,
+    wait_until,
+)
 
 SMALL = "--device=cpu --n_layer=1 --n_embd=32 --n_head=2 --block_size=16 --batch_size=2".split()
 ONE_STEP = ["--compile=False", "--max_iters=1", "--eval_interval=1", "--eval_iters=1", "--rounds=1"]
@@ -397,3 +404,23 @@ def test_the_gpu_probe_runs_all_its_parts():
     assert result.returncode == 0, result.stderr
     for part in ("sdpa MATH", "dropout 0.1 MATH", "batch 2", "decode 64 row(s)"):
         assert part in result.stdout
+
+
+@pytest.mark.slow
+def test_serve_measures_clients_at_the_same_time_and_one_after_the_other(workspace, capsys):
+    save_perturbed_gpt({"kind": "char", "chars": "The "})
+    sizes = ["--clients=2", "--requests=4", "--tokens=3", "--rounds=2", "--flood=20"]
+    bench.main(["serve", "--out_dir=out", "--device=cpu", *sizes, RESULTS])
+    assert "2 clients: " in capsys.readouterr().out
+    load, flood = results()
+    assert load["tokens_per_s"].keys() == {"1", "2"}
+    assert load["ratios"] == pytest.approx(
+        [a / b for a, b in zip(load["tokens_per_s"]["2"], load["tokens_per_s"]["1"], strict=True)]
+    )
+    assert (flood["requests"], flood["lost"]) == (20, 0)
+    assert len(flood["memory_mb"]) == 11
+
+
+def test_a_model_that_cannot_be_served_is_one_message(workspace, refused):
+    message = refused(bench.main, "serve", "--out_dir=nothing", "--device=cpu")
+    assert "serve.py" in message

@@ -23,7 +23,7 @@ import visualize
 from seugpt.data.dataset_dir import fingerprint
 from tests.helpers import ROOT, run_python
 
-COMMANDS = ("train", "sample", "prepare", "evaluate", "visualize", "export", "bench")
+COMMANDS = ("train", "sample", "prepare", "evaluate", "visualize", "export", "serve", "bench")
 SEPARATOR = "---------------"
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this system")
 

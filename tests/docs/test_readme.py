@@ -29,7 +29,7 @@ OPTIONS_TOOL = "docs/tools/options_table.py"
 TOOL = runpy.run_path(str(ROOT / OPTIONS_TOOL))
 CLASSES = TOOL["CLASSES"]
 POSITIONAL = {"prepare.py": "name", "visualize.py": "out_dir"}
-COMMAND = re.compile(r"(prepare|train|sample|evaluate|export|visualize)\.py(.*)")
+COMMAND = re.compile(r"(prepare|train|sample|serve|evaluate|export|visualize)\.py(.*)")
 BIN = Path(sys.executable).parent  # where torchrun is
 WORD = re.compile(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""")
 

@@ -18,14 +18,7 @@ from seugpt.checkpoint.pretrained import initial_state_dict, load_pretrained
 from seugpt.checkpoint.storage import save_checkpoint
 from seugpt.data.tokenizer import CharTokenizer, bpe_tokenizer
 from seugpt.errors import ConfigError
-from seugpt.plots.curves import (
-    compare_runs,
-    describe_doublings,
-    describe_run,
-    plot_losses,
-    smooth,
-    to_run,
-)
+from seugpt.plots.curves import plot_losses
 from seugpt.plots.embeddings import (
     align,
     choose_tokens,
@@ -38,6 +31,8 @@ from seugpt.plots.embeddings import (
     tsne,
 )
 from seugpt.plots.labels import separate
+from seugpt.plots.loss_findings import compare_runs, describe_doublings, describe_run
+from seugpt.plots.run_metrics import smooth, to_run
 from seugpt.plots.style import TOKEN_CLASSES, token_class, token_label
 from seugpt.training.snapshots import find_snapshots, load_embeddings
 from tests.helpers import logged_metrics, save_perturbed_gpt

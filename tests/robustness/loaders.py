@@ -18,7 +18,8 @@ from seugpt.cli.config_parser import ConfigParser
 from seugpt.data.dataset import Dataset
 from seugpt.data.tokenizer import bpe_tokenizer
 from seugpt.generation.sampling import SamplingParams
-from seugpt.plots.curves import plot_losses, to_run
+from seugpt.plots.curves import plot_losses
+from seugpt.plots.run_metrics import to_run
 from seugpt.training.init_from import resolve_config
 from seugpt.training.metrics import iterate_metrics, truncate_metrics
 from tests.helpers import NanoGPT, write_token_files

@@ -9,7 +9,8 @@ import pytest
 
 import train
 from seugpt.checkpoint.storage import load_checkpoint
-from seugpt.plots.curves import plot_losses, to_run
+from seugpt.plots.curves import plot_losses
+from seugpt.plots.run_metrics import to_run
 from seugpt.training.logger import RunLogger
 from seugpt.training.metrics import read_metrics
 

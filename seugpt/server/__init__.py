@@ -1,0 +1,1 @@
+"""What serve.py serves: the engine, OpenAI's protocol, the page."""
