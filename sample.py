@@ -14,7 +14,6 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -98,7 +97,8 @@ class TextGenerator:
         allow_tf32(self.device)
         dtype = config.quantize or str(self.model.ln_f.weight.dtype).removeprefix("torch.")
         self.description.append(f"weights in {dtype} on {self.device}")
-        self.threads = CpuThreads(config.threads, notify=partial(print, file=sys.stderr))
+        self.notes = []  # for the end: they must not stand within a text
+        self.threads = CpuThreads(config.threads, notify=self.notes.append)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.decoder = None
 
@@ -120,6 +120,9 @@ class TextGenerator:
         for row, text in stream_texts(tokens, streams, length):
             self.threads.tick()
             yield row, text
+        for note in self.notes:
+            print(f"\n({note})", file=sys.stderr)
+        self.notes.clear()
 
     def make_decoder(self, prompts):
         config = self.config

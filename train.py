@@ -515,7 +515,8 @@ def train(model_config, config, ckpt):
         check_same_data(ckpt, config, dataset)
         if ckpt["step"] >= config.max_iters and not config.eval_only:
             if dist_env.rank == 0:
-                more = f"--max_iters={2 * ckpt['step'] or 1}"
+                longer = 2 * ckpt["step"] or 1
+                more = f"--max_iters={longer} --lr_decay_iters={longer}"
                 print(f"{ckpt['path']} is at step {ckpt['step']}; for more: {more}")
             return
         config = with_original_init_from(ckpt, config)

@@ -211,11 +211,12 @@ class RunLogger:
         speed = f"{tokens_per_s:,.0f} tok/s"
         if mfu is not None:
             speed += f", MFU {mfu:.1%}"
-        eta = format_duration(eta_s)
-        line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}, ETA {eta}"
+        if eta_s is not None:
+            speed += f", ETA {format_duration(eta_s)}"
+        line = f"step {step}: loss {loss:.4f}, lr {lr:.2e}, {step_ms:.1f} ms, {speed}"
         self.info(line, to_console=self.bar is None)
         if self.bar is not None:
-            postfix = f"loss {loss:.4f}, lr {lr:.1e}, {speed}, ETA {eta}"
+            postfix = f"loss {loss:.4f}, lr {lr:.1e}, {speed}"
             self.bar.set_postfix_str(postfix, refresh=False)
 
     def advance(self):

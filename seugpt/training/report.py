@@ -240,7 +240,7 @@ def fit_table(model_config, config, device, dtype, dist_env):
 def memory_notes(config, device):
     notes = ""
     if device.type == "cpu":
-        notes += "\nOn a CPU the process keeps what it frees, and takes more (README, Memory)."
+        notes += "\nOn a CPU the process keeps what it frees, and takes more (docs/SPEED.md)."
     if config.compiles(device):
         notes += "\ntorch.compile, which this run uses, may need less."
     return notes

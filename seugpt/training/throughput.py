@@ -43,6 +43,7 @@ class Throughput:
         self.max_iters = max_iters
         self.flops_per_token = flops_per_token
         self.peak = peak
+        self.is_first_lap = True
         self.restart(0)
 
     def restart(self, step):
@@ -58,16 +59,19 @@ class Throughput:
     def lap(self, step):
         """{step_ms, tokens_per_s, mfu, eta_s} of the steps up to `step`, which starts the next lap.
 
-        eta_s: seconds until max_iters, if all tokens until then take as long.
+        eta_s: seconds until max_iters, if all tokens until then take as long; None at first.
         """
         seconds = time.perf_counter() - self.start_time
         num_steps = step - self.start_step
         tokens = self.tokens_before(step)
         tokens_per_s = (tokens - self.tokens_before(self.start_step)) / seconds
+        eta_s = (self.tokens_before(self.max_iters) - tokens) / tokens_per_s
         self.restart(step)
+        is_first = self.is_first_lap  # and slower than the others
+        self.is_first_lap = False
         return {
             "step_ms": 1000 * seconds / num_steps,
             "tokens_per_s": tokens_per_s,
             "mfu": tokens_per_s * self.flops_per_token / self.peak if self.peak else None,
-            "eta_s": (self.tokens_before(self.max_iters) - tokens) / tokens_per_s,
+            "eta_s": None if is_first else eta_s,
         }
