@@ -33,7 +33,7 @@ def available_cores():
 
 
 class Worker:
-    """A child process; encode(unit) starts work there, and messages come through `pipe`."""
+    """A child process, which encodes the units that it is sent; `pipe` tells when it answers."""
 
     def __init__(self, folder, plan):
         spawn = multiprocessing.get_context("spawn")  # a fork would lack the threads of pyarrow
@@ -43,19 +43,30 @@ class Worker:
         self.process.start()
         child_pipe.close()  # so that the end of the child is the end of the pipe
 
+    def send(self, unit):
+        """Raises DataError if the worker is dead."""
+        try:
+            self.pipe.send(unit)
+        except OSError:
+            raise self.death() from None
+
     def receive(self):
         """(unit or None, bytes encoded since the last message). Raises what ended the worker."""
         try:
             unit, num_bytes, error = self.pipe.recv()
         except (EOFError, OSError):  # OSError: in the middle of a message
-            self.process.join()
-            raise DataError(
-                f"a worker process died (exit code {self.process.exitcode}), perhaps for want of "
-                "memory. Nothing is lost: run the same command again, with fewer --workers"
-            ) from None
+            raise self.death() from None
         if error:
             raise error
         return unit, num_bytes
+
+    def death(self):
+        """The error of a worker whose pipe is closed."""
+        self.process.join()
+        return DataError(
+            f"a worker process died (exit code {self.process.exitcode}), perhaps for want of "
+            "memory. Nothing is lost: run the same command again, with fewer --workers"
+        )
 
 
 def serve(pipe, folder, plan):
@@ -171,7 +182,7 @@ def run_workers(folder, plan, units, num_workers, bar):
         for _ in range(num_workers):
             worker = Worker(folder, plan)
             workers[worker.pipe] = worker
-            worker.pipe.send(remaining.pop())
+            worker.send(remaining.pop())
         while workers:
             for pipe in wait(list(workers)):
                 unit, num_bytes = workers[pipe].receive()
@@ -180,7 +191,7 @@ def run_workers(folder, plan, units, num_workers, bar):
                     continue
                 bar.complete(unit, load_record(folder, unit))
                 if remaining:
-                    pipe.send(remaining.pop())
+                    workers[pipe].send(remaining.pop())
                 else:
                     workers.pop(pipe).pipe.close()
     finally:

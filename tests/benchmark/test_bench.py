@@ -361,7 +361,7 @@ def test_sigterm_ends_the_measured_run_and_removes_its_folder(bench_folder, monk
 @pytest.mark.parametrize(
     "argv, fragments",
     [
-        (["foo"], ["foo", "step, time_to_loss, decode, prepare, run, suite"]),
+        (["foo"], ["foo", "step, time_to_loss, decode, prepare, run, serve, suite"]),
         (["step", "quick.py", "--rounds=0"], ["rounds=0", "at least 1"]),
         (["step", "quick.py", "--steps=-1"], ["steps=-1", "at least 1"]),
         (["step", "quick.py", "--baseline=nowhere"], ["baseline=nowhere", "transformers"]),

@@ -364,7 +364,7 @@ EXPORT = [
 ]
 
 BENCH = [
-    (["stpe"], ["stpe", "step, time_to_loss, decode, prepare, run, suite"]),
+    (["stpe"], ["stpe", "step, time_to_loss, decode, prepare, run, serve, suite"]),
     (["step", "--stpes=3"], unknown("--stpes=3", "--steps")),
     (
         ["step", "--rounds=0", "--n_embd=33", "--n_head=2"],

@@ -293,13 +293,16 @@ def test_a_preparation_killed_three_times_ends_with_the_same_bytes(workspace, mo
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs kill -9")
-def test_the_death_of_a_worker_is_one_message(workspace, refused, monkeypatch):
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "before it is sent a file"])
+def test_the_death_of_a_worker_is_one_message(workspace, refused, monkeypatch, waits):
     argv = write_corpus(".jsonl")
     start = shard_workers.Worker.__init__
 
     def start_and_kill(self, folder, plan):
         start(self, folder, plan)
         self.process.kill()
+        if waits:
+            self.process.join()
 
     with monkeypatch.context() as patch:
         patch.setattr(shard_workers.Worker, "__init__", start_and_kill)

@@ -76,15 +76,22 @@ def values_of(option_type, positive):
     return {bool: st.booleans(), type(None): st.none()}[option_type]
 
 
-def instances_of(cls, positive):
-    """A strategy for instances of a config dataclass."""
+def instances_of(cls, positive, **others):
+    """A strategy for instances of a config dataclass; `others`: strategies for some options."""
     options = options_of(cls).items()
-    return st.builds(cls, **{name: values_of(option.type, positive) for name, option in options})
+    values = {name: values_of(option.type, positive) for name, option in options}
+    return st.builds(cls, **{**values, **others})
 
 
 configs = st.one_of(
     instances_of(ExampleConfig, positive=False),
-    instances_of(TrainConfig, positive=True),
+    instances_of(
+        TrainConfig,
+        positive=True,
+        rampup_start=st.just(0),  # a batch ramp must fit gradient_accumulation_steps
+        rampup_iters=st.just(0),
+        dist_timeout_s=st.integers(1, 86400),
+    ),
     instances_of(SamplingParams, positive=True),
 )
 option_names = st.sampled_from([*options_of(ModelConfig), *options_of(TrainConfig)])
