@@ -1,9 +1,10 @@
 """What several processes cost on one machine: step time and memory, replicated (DDP) and in shards.
 
-    python docs/tools/ranks.py
+    python docs/tools/ranks.py [MODEL ...]
 
-About ten minutes on two cores. Each run is torchrun's, of train.py, with one thread per process;
-results go to docs/speed/ranks.jsonl. data/shakespeare_char must be prepared.
+The models are those of MODELS, by default all, which takes about ten minutes on two cores. Each run
+is torchrun's, of train.py, with one thread per process; results go to docs/speed/ranks.jsonl.
+data/shakespeare_char must be prepared.
 """
 
 import json
@@ -34,13 +35,13 @@ COMMON = (
     "--log_interval=1",
     "--eval_interval=1000",
 )
-SIZES = {  # GPT-2's architecture, 1 to 16 times the parameters
+MODELS = {  # GPT-2's architecture, 1 to 16 times the parameters; nanoGPT's for Tiny Shakespeare
     "1": ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=256", "--batch_size=8"),
     "4": ("--n_layer=4", "--n_head=4", "--n_embd=256", "--block_size=256", "--batch_size=8"),
     "16": ("--n_layer=4", "--n_head=4", "--n_embd=512", "--block_size=256", "--batch_size=8"),
+    "E1": ("config/train_shakespeare_char.py", "--batch_size=16"),  # a quarter of its batch
 }
 WORLDS = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 4))  # processes, dp_shard_size
-E1 = ("config/train_shakespeare_char.py", "--batch_size=16")  # a quarter of its batch
 
 
 def run(words, num_ranks, shard_size):
@@ -86,6 +87,5 @@ def measure(name, words, rounds=2):
 
 
 if __name__ == "__main__":
-    for name, words in SIZES.items():
-        measure(name, words)
-    measure("E1", E1)
+    for name in sys.argv[1:] or MODELS:
+        measure(name, MODELS[name])
