@@ -230,7 +230,8 @@ def split_text(config, files, separator, with_alphabet):
     for split, (part, start, stop) in parts.items():
         if start == stop:
             raise DataError(
-                f"the {split} split would be empty: text of {part.num_chars:,} character(s)"
+                f"the {split} split would be empty: the text has {part.num_chars:,} character(s). "
+                "Give a longer one, of 100 KB or more"
             )
     return parts
 
