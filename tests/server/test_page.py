@@ -4,9 +4,11 @@ import re
 import runpy
 import shutil
 import subprocess
+import time
 
 import pytest
 
+from seugpt.server.batch import Batch
 from tests.helpers import ROOT
 
 STATIC = ROOT / "seugpt" / "server" / "static"
@@ -156,7 +158,14 @@ def show_view(page, view):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_text_streams_in_without_moving_the_page(open_page, width):
+def test_a_text_streams_in_without_moving_the_page(open_page, width, monkeypatch):
+    advance = Batch.advance
+
+    def slow_advance(batch):
+        time.sleep(0.01)  # the text must not end before it is stopped
+        return advance(batch)
+
+    monkeypatch.setattr(Batch, "advance", slow_advance)
     page = open_page(width)
     set_length(page, 4000)
     page.fill("#prompt", "o menino ")
