@@ -237,28 +237,6 @@ def fit_table():
     return format_table(["", f"GB at {few} rows", f"GB at {many}", "fit 8 GB", "fit 16 GB"], rows)
 
 
-def ranks_table():
-    """Step time and memory of several processes, by model."""
-    rows = []
-    for result in read_results("ranks.jsonl", "ranks"):
-        shards = result["dp_shard_size"]
-        way = "FSDP" if shards > 1 else "DDP" if result["ranks"] > 1 else "one process"
-        memory = f"{result['peak_memory_bytes'] / 1e9:.2f}"
-        times = median_range(result["rounds_ms"], ",.0f")
-        rows.append([RANKS_MODELS[result["model"]], result["ranks"], way, times, memory])
-    head = ["model", "processes", "", "step, ms", "peak memory of a process, GB"]
-    return format_table(head, rows)
-
-
-def save_table():
-    """How long a save in shards stops training."""
-    rows = [
-        [result["kind"], median_range(result["milliseconds"], ",.0f")]
-        for result in read_results("ranks.jsonl", "save")
-    ]
-    return format_table(["save", "training stops for, ms"], rows)
-
-
 def ladder_table(results):
     """The final loss of each run, by what was changed; the first is the preset itself."""
     runs = {}
@@ -275,12 +253,6 @@ def ladder_table(results):
     return format_table(["`CHANGE`", "loss", "by seed", "seconds of training"], rows)
 
 
-RANKS_MODELS = {  # of docs/tools/ranks.py
-    "1": "4 layers, 128 channels",
-    "4": "4 layers, 256 channels",
-    "16": "4 layers, 512 channels",
-    "E1": "nanoGPT's 10.7M",
-}
 STYLES = {
     "seuGPT": ("o-", "#0072b2"),
     "nanoGPT": ("s--", "#d55e00"),
@@ -335,8 +307,6 @@ def main():
         "ladder": ladder_table(read_results("ladder.jsonl")),
         "growth": growth_table(),
         "fit": fit_table(),
-        "ranks": ranks_table(),
-        "save": save_table(),
     }
     text = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
