@@ -126,7 +126,7 @@ PORTUGUESE = {
     "Each average covers only\nthe tokens that have such a token before them, "
     "so the distances of a row add up to more than 100%.": (
         "Frações da atenção de cada cabeça, em média sobre {count:,} tokens. Cada média cobre só\n"
-        "os tokens que têm um assim antes deles; por isso, "
+        "os tokens que têm um desses antes deles; por isso, "
         "as distâncias de uma linha somam mais de 100%."
     ),
     "heads 0 to {last} of each layer": "cabeças 0 a {last} de cada camada",
