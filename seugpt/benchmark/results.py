@@ -32,8 +32,9 @@ def record(path, device, **result):
 
 
 def typed_command():
-    """The command line, without the private path of nanoGPT's source."""
+    """The command line, without private paths: nanoGPT's source and the file of results."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    words = [word for word in words if not word.startswith("--results=")]
     joined = "\0".join(words).replace("\0--baseline\0", "\0--baseline=")
     path = r"--baseline=(?!transformers(\0|$))[^\0]*"
     joined = re.sub(path, "--baseline=PATH_TO_NANOGPT", joined)

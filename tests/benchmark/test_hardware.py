@@ -87,6 +87,7 @@ def test_results_are_appended_with_their_machine(workspace):
     [
         (["--baseline=/home/me/nanoGPT"], "--baseline=PATH_TO_NANOGPT"),
         (["--baseline", "../my nanoGPT"], "--baseline=PATH_TO_NANOGPT"),
+        (["--baseline=transformers", "--results=/home/me/cpu.jsonl"], "--baseline=transformers"),
         (["--baseline", "transformers"], "--baseline=transformers"),
     ],
 )
