@@ -284,6 +284,7 @@ class Trainer:
                 self.check_last_step()
                 self.evaluate()
                 self.save_checkpoint()
+                self.throughput.restart(state.step)
             stopping = done or signum > 0 or self.out_of_patience()
             self.snapshots.save_embeddings(state.step, last=stopping)
             if stopping:
@@ -440,7 +441,6 @@ class Trainer:
         self.last_eval_step = state.step
         self.last_save_step = None  # a checkpoint saved earlier at this step lacks the evaluation
         self.raw_model.train()
-        self.throughput.restart(state.step)
 
     def log_evaluation(self, losses, norm, sample, is_best):
         vocab_size = self.raw_model.config.vocab_size

@@ -40,3 +40,26 @@ def test_trainer_measures_mfu_against_the_peak_of_all_ranks(make_trainer, monkey
     assert throughput.tokens_before(3) == 3 * 2 * 4 * 16
     assert throughput.max_iters == 10
     assert throughput.flops_per_token == trainer.raw_model.flops_per_token()
+
+
+def test_the_time_of_a_checkpoint_is_not_a_steps(make_trainer, monkeypatch):
+    """The first step of 124M parameters seemed to take ten seconds: two gigabytes were written."""
+    now = 0.0
+
+    def clock():
+        nonlocal now
+        now += 0.001
+        return now
+
+    def save_run(trainer):
+        nonlocal now
+        now += 1000.0
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    monkeypatch.setattr(train, "save_run", save_run)
+    trainer = make_trainer(log_interval=1, eval_interval=2, max_iters=4)
+    laps = []
+    monkeypatch.setattr(trainer.log, "step", lambda *args, **lap: laps.append(lap["step_ms"]))
+    trainer.run()
+    assert len(laps) == 4
+    assert max(laps) < 1000
