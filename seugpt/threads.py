@@ -7,7 +7,9 @@ program makes a step several times slower with two threads, and hardly slower wi
 
 import os
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from typing import Annotated
 
 import torch
@@ -89,6 +91,25 @@ class CpuThreads:
             self.is_trial = False
             self.num_contended = 0
             self.retry_at = now + self.retry_seconds
+
+
+def call_in_own_thread(function, *args):
+    """function(*args) in a thread that ends with it, and with it the OpenMP threads that it used.
+
+    Each thread that computes gets OpenMP threads of its own, which stay as long as it does. Once
+    there are more of them than cores, all of them sleep instead of waiting in a loop, and the small
+    operations of decoding take twice the time.
+    """
+    future = Future()
+
+    def call():
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()  # no Ctrl-C has to wait for it
+    return future.result()
 
 
 def process_usage():

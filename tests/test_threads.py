@@ -1,5 +1,6 @@
 """The number of CPU threads follows what other programs leave."""
 
+import threading
 import time
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 
 from model import GPT, ModelConfig
 from seugpt import threads
-from seugpt.threads import RETRY_SECONDS, CpuThreads
+from seugpt.threads import RETRY_SECONDS, CpuThreads, call_in_own_thread
 from seugpt.training.logger import RunLogger
+from tests.helpers import wait_until
 from train import TrainConfig, Trainer
 
 linux_only = pytest.mark.skipif(threads.sys.platform != "linux", reason="adapts only on Linux")
@@ -117,6 +119,14 @@ def test_one_and_two_threads_give_the_same_weights(tmp_path, optimizer):
         finally:
             torch.set_num_threads(previous)
     assert digests[0] == digests[1]
+
+
+def test_a_call_in_its_own_thread_leaves_no_thread():
+    before = threading.active_count()
+    assert call_in_own_thread(lambda a, b: (a - b, threading.current_thread()), 5, 2)[0] == 3
+    with pytest.raises(ZeroDivisionError):
+        call_in_own_thread(lambda: 1 / 0)
+    wait_until(lambda: threading.active_count() == before)
 
 
 def train_a_little(optimizer):

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -61,7 +61,8 @@ class Token:
 class Row:
     """A request in work. `deliver(row, Token or Exception)` hands on what there is to report.
 
-    `queue`: where the event loop awaits it; deadline: of time.monotonic().
+    `queue`: where the event loop awaits it, each token (`streams`) or all of them at the end;
+    deadline: of time.monotonic().
     """
 
     request: GenerationRequest
@@ -69,6 +70,8 @@ class Row:
     deliver: object
     deadline: float
     queue: object
+    streams: bool
+    undelivered: list = field(default_factory=list)
     is_over: bool = False  # the text has ended, or nobody waits for it any more
     rng: torch.Generator | None = None
     stream: TextStream | None = None

@@ -15,6 +15,7 @@ from functools import partial
 from seugpt.errors import UserError, one_line
 from seugpt.server.batch import Batch, Row
 from seugpt.server.errors import ApiError, busy_error
+from seugpt.threads import call_in_own_thread
 
 RELOAD_SECONDS = 2.0  # between looks at the checkpoint of a run in training
 
@@ -66,10 +67,11 @@ class Engine:
         rows = [row for batch in list(self.batches.values()) for row in list(batch.rows)]
         return sum(not row.is_over for row in rows)
 
-    def submit(self, requests):
+    def submit(self, requests, streams=True):
         """A Submission of several requests, all or none of which are taken.
 
-        Raises ApiError if the queue is full.
+        `streams`: whether each token is wanted at once, or all of a text at its end, which costs
+        less. Raises ApiError if the queue is full.
         """
         submission = Submission()
         deadline = time.monotonic() + self.limits.max_seconds
@@ -84,7 +86,7 @@ class Engine:
                     f"max_queue={self.limits.max_queue}; try again in a second"
                 )
             for index, (model, request) in enumerate(zip(loaded, requests, strict=True)):
-                row = Row(request, index, self.deliver, deadline, submission.queue)
+                row = Row(request, index, self.deliver, deadline, submission.queue, streams)
                 submission.rows.append(row)
                 if model not in self.batches:
                     self.batches[model] = Batch(model, self.limits.max_rows)
@@ -169,7 +171,10 @@ class Engine:
 
     def deliver(self, row, item):
         """Collect a Token or an exception for the client of a row."""
-        self.events.append((row, item))
+        row.undelivered.append(item)
+        if row.streams or isinstance(item, Exception) or item.finish_reason:
+            self.events.append((row, row.undelivered))
+            row.undelivered = []
 
     def flush(self):
         """Hand all events of a step to the event loop at once: waking it is what costs time."""
@@ -180,8 +185,8 @@ class Engine:
 
 
 def hand_out(events):
-    for row, item in events:
-        row.queue.put_nowait((row.index, item))
+    for row, items in events:
+        row.queue.put_nowait((row.index, items))
 
 
 class Submission:
@@ -195,15 +200,16 @@ class Submission:
         """Yields (index of the request, Token), as they come. Raises ApiError."""
         unfinished = len(self.rows)
         while unfinished:
-            index, item = await self.queue.get()
-            if isinstance(item, Exception):
-                raise item
-            yield index, item
-            unfinished -= item.finish_reason is not None
+            index, items = await self.queue.get()
+            for item in items:
+                if isinstance(item, Exception):
+                    raise item
+                yield index, item
+                unfinished -= item.finish_reason is not None
 
     def end(self, error):
         """Let tokens() raise an exception."""
-        self.queue.put_nowait((None, error))
+        self.queue.put_nowait((None, [error]))
 
     def cancel(self):
         """Free the rows that are still in work, within a token."""
@@ -220,7 +226,8 @@ async def reload_models(engine, loader):
             if mtime_ns is None:
                 continue
             try:
-                engine.models[name] = await asyncio.to_thread(loader.load, name, loaded.path)
+                load = partial(call_in_own_thread, loader.load, name, loaded.path)
+                engine.models[name] = await asyncio.to_thread(load)
                 print(f"{name}: step {engine.models[name].step:,}", file=sys.stderr, flush=True)
             except UserError as error:  # until the file changes again
                 loaded.mtime_ns = mtime_ns

@@ -5,6 +5,7 @@ Shapes: T tokens, L layers, nh heads, N tokens of the tokenizer.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -28,6 +29,7 @@ from seugpt.plots.internals import (
 from seugpt.plots.token_text import hex_bytes, readable_token, token_label
 from seugpt.server.errors import ApiError, busy_error
 from seugpt.server.request_fields import parse_fields, read_ids, read_object
+from seugpt.threads import call_in_own_thread
 
 MAX_SURPRISAL_TOKENS = 2048
 MAX_WAITING = 32  # requests to look inside; they are answered one after another
@@ -137,7 +139,7 @@ def look_at_surprisal(loaded, ids, fields):
     shown = ids[:MAX_SURPRISAL_TOKENS]
     if len(shown) < 2:
         message = "text has one token, and the first one is never predicted; give a longer text"
-        raise ApiError(400, message, param="text")
+        raise ApiError(400, message, param="text", code="one_token")
     bits = surprisal(loaded.model, as_tensor(loaded, shown))
     data = [loaded.tokenizer.decode_bytes([token]) for token in shown]
     per_token, per_char = mean_surprisal(bits.numpy(), data)
@@ -184,7 +186,8 @@ def endpoint(engine, turn, look, fields_class):
         ids = await read_ids(loaded.tokenizer, content, engine.limits)
         if turn.statistics().tasks_waiting >= MAX_WAITING:
             raise busy_error(f"{MAX_WAITING} requests to look inside wait; try again in a second")
-        result = await anyio.to_thread.run_sync(locked, look, loaded, ids, fields, limiter=turn)
+        compute = partial(call_in_own_thread, locked, look, loaded, ids, fields)
+        result = await anyio.to_thread.run_sync(compute, limiter=turn)
         return JSONResponse(result)
 
     return answer

@@ -175,7 +175,7 @@ def include_usage(content):
 
 async def answer(engine, request, requests, reply):
     """The response: whole, or a stream of events."""
-    submission = engine.submit(requests)
+    submission = engine.submit(requests, reply.fields.stream)
     if reply.fields.stream:
         return EventStream(stream_reply(submission, reply), submission)
     tokens = await gather_tokens(request, submission)

@@ -17,6 +17,7 @@ import torch
 import serve
 from seugpt.checkpoint.storage import load_checkpoint, save_checkpoint
 from seugpt.generation.continuous import ContinuousDecoder
+from seugpt.server import engine
 from seugpt.server.batch import Batch, GenerationRequest, Row
 from seugpt.server.loaded_model import ModelLoader
 from tests.helpers import ROOT, start_script, wait_until
@@ -86,6 +87,21 @@ def test_rows_are_decoded_together(make_server, monkeypatch):
     assert sum(sizes) == reply["usage"]["completion_tokens"] == 360
 
 
+@pytest.mark.parametrize("stream, sizes", [(True, [1] * 20), (False, [20])])
+def test_only_a_stream_wakes_the_event_loop_at_each_token(make_client, monkeypatch, stream, sizes):
+    found = []
+
+    def hand_out(events):
+        found.extend(len(items) for _, items in events)
+        original(events)
+
+    original = engine.hand_out
+    monkeypatch.setattr(engine, "hand_out", hand_out)
+    body = {"prompt": "abc", "max_tokens": 20, "stream": stream}
+    assert make_client().post("/v1/completions", json=body).status_code == 200
+    assert found == sizes
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_row(make_server, stream):
     server = make_server(max_reply=10**6)
@@ -100,7 +116,8 @@ def test_a_cancelled_row_gets_no_further_token(models):
     batch = Batch(models["out"], max_rows=4)
     request = GenerationRequest("out", [1, 2], max_tokens=50)
     events = []
-    row = Row(request, 0, lambda row, event: events.append(event), time.monotonic() + 60, None)
+    deadline = time.monotonic() + 60
+    row = Row(request, 0, lambda row, event: events.append(event), deadline, None, streams=True)
     batch.waiting.append(row)
     batch.admit(batch.next_waiting())
     assert batch.advance() == 1

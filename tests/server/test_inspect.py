@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from seugpt.plots.internals import (
     surprisal,
 )
 from seugpt.plots.style import token_label
+from seugpt.server import inspect
+from tests.helpers import wait_until
 
 TEXT = "O menino viu a maçã."
 ROUNDING = 1e-5
@@ -187,3 +190,17 @@ def test_the_page_writes_what_sample_text_draws(client, models):
 def streamed_text(events):
     tokens = [json.loads(line.removeprefix("data: ")) for line in events.splitlines() if line]
     return "".join(token["text"] for token in tokens if "text" in token)
+
+
+def test_a_look_leaves_no_thread_that_computed(client, monkeypatch):
+    """Its OpenMP threads, beside those that generate, made each token take twice the time."""
+    threads = []
+
+    def weights(*args):
+        threads.append(threading.current_thread())
+        return attention_weights(*args)
+
+    monkeypatch.setattr(inspect, "attention_weights", weights)
+    assert client.post("/api/attention", json={"text": "abc"}).status_code == 200
+    [thread] = threads
+    wait_until(lambda: not thread.is_alive())
