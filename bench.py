@@ -6,7 +6,7 @@
     python bench.py prepare --input=book.txt --repeat=100
     python bench.py prepare --input=book.txt --repeat=100 --workers=1 --workers=2
     python bench.py run config/train_shakespeare_char.py --baseline=PATH_TO_NANOGPT
-    python bench.py serve --out_dir=out-quickstart
+    python bench.py serve --out_dir=out-quickstart --baseline=transformers
     python bench.py suite --smoke
 
 step, decode and run take train.py's options too. Times drift on a shared machine; the ratios of
@@ -36,7 +36,7 @@ from seugpt.benchmark.baselines import NanoGPT, Transformers
 from seugpt.benchmark.contenders import Contender, synchronize
 from seugpt.benchmark.hardware import copy_bandwidth, matmul_flops
 from seugpt.benchmark.results import median_range, ratios, record
-from seugpt.benchmark.serving import our_server
+from seugpt.benchmark.serving import our_server, transformers_server
 from seugpt.benchmark.whole_commands import (
     check_whole_run,
     nanogpt_command,
@@ -573,33 +573,68 @@ class ServeBenchConfig(ModelSource, BenchConfig):
     flood: Annotated[
         int, "short requests at the end: how many are lost, how memory grows", ">= 0"
     ] = 0
+    baseline: Annotated[
+        Literal["transformers"] | None,
+        "transformers: its server too, in turn, as it is and with its continuous batching",
+    ] = None
     device: Annotated[str, "device of the model, as in train.py"] = "auto"
+
+
+def servers(options, device):
+    """{name: function that starts the server of this contender, as a context}."""
+    starters = {"seuGPT": partial(our_server, options.source, device)}
+    if options.baseline:
+        theirs = partial(transformers_server, options.source, device)
+        starters["transformers serve"] = theirs
+        starters["transformers serve --continuous-batching"] = partial(
+            theirs, "--continuous-batching"
+        )
+    return starters
 
 
 def bench_serve(options):
     """Tokens per second of clients that ask serve.py at the same time, and one after the other."""
     device = pick_device(options.device)
-    with our_server(options.source, device) as server:
-        server.load(16, 16, options.tokens)  # warms up
-        for num_clients in options.clients or (4, 16):
-            speeds = {1: [], num_clients: []}
-            for _ in range(options.rounds):
-                for count, rounds in speeds.items():
-                    seconds, tokens, lost = server.load(count, options.requests, options.tokens)
-                    rounds.append(tokens / seconds)
-                    if lost:
-                        raise ConfigError(f"{lost} of {options.requests} requests were lost")
-            gains = ratios(speeds[num_clients], speeds[1])
+    counts = (1, *(options.clients or (4, 16)))
+    starters = servers(options, device)
+    speeds = {name: {count: [] for count in counts} for name in starters}
+    for _ in range(options.rounds):
+        for name, start in starters.items():
+            with start() as server:
+                server.load(16, 16, options.tokens)  # warms up
+                for count in counts:
+                    speeds[name][count].append(tokens_per_second(server, count, options))
+    for name, by_count in speeds.items():
+        for count, rounds in by_count.items():
+            gains = ratios(rounds, by_count[1])
+            ours = ratios(speeds["seuGPT"][count], rounds)
             print(
-                f"{num_clients} clients: {median_range(speeds[num_clients], ',.0f')} tokens/s, "
-                f"one after the other {median_range(speeds[1], ',.0f')}: "
-                f"{median_range(gains, '.2f')} times",
+                f"{name}, {count} client(s): {median_range(rounds, ',.0f')} tokens/s, "
+                f"{median_range(gains, '.2f')} times one after the other; "
+                f"ours is {median_range(ours, '.2f')} times that",
                 flush=True,
             )
-            result = {"clients": num_clients, "tokens_per_s": speeds, "ratios": gains}
-            record(options.results, device, bench="serve", tokens=options.tokens, **result)
-        if options.flood:
+            record(
+                options.results,
+                device,
+                bench="serve",
+                contender=name,
+                clients=count,
+                tokens=options.tokens,
+                tokens_per_s=rounds,
+                gains=gains,
+                ratios=ours,
+            )
+    if options.flood:
+        with starters["seuGPT"]() as server:
             flood(server, options, device)
+
+
+def tokens_per_second(server, num_clients, options):
+    seconds, tokens, lost = server.load(num_clients, options.requests, options.tokens)
+    if lost:
+        raise ConfigError(f"{lost} of {options.requests} requests were lost")
+    return tokens / seconds
 
 
 def flood(server, options, device):

@@ -1,10 +1,13 @@
-"""A server in a process of its own, and clients that ask it for texts."""
+"""A server in a process of its own, ours or transformers', and clients that ask it for texts."""
 
 import contextlib
 import http.client
 import json
+import os
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,19 +17,19 @@ from seugpt.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "The "
 HEADERS = {"Content-Type": "application/json"}
+LOG_CHARS = 1000  # of what a server said that did not start
 
 
 class Server:
-    """A running server, asked for completions of one model."""
+    """A running server of one model, asked for completions."""
 
-    def __init__(self, process, host, model=None):
+    def __init__(self, process, host):
         self.process = process
         self.host = host  # with its port
-        self.model = {"model": model} if model else {}
 
     def ask(self, connection, tokens, seed):
         """One completion over an open connection. Returns how many tokens it has; None if lost."""
-        body = {**self.model, "prompt": PROMPT, "max_tokens": tokens, "seed": seed}
+        body = {"prompt": PROMPT, "max_tokens": tokens, "seed": seed}
         try:
             connection.request("POST", "/v1/completions", json.dumps(body), HEADERS)
             response = connection.getresponse()
@@ -62,19 +65,66 @@ class Server:
 
 
 @contextlib.contextmanager
+def running(words, **popen):
+    """The process of a command, which ends with the block."""
+    process = subprocess.Popen(list(map(str, words)), **popen)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
 def our_server(source, device):
     """serve.py with the model of a source. Raises ConfigError if it does not start."""
     words = [sys.executable, ROOT / "serve.py", f"--init_from={source}", "--port=0"]
-    process = subprocess.Popen(
-        list(map(str, [*words, f"--device={device}", "--max_queue=100000"])),
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-    )
-    try:
+    words += [f"--device={device}", "--max_queue=100000"]
+    with running(words, stdout=subprocess.PIPE, encoding="utf-8") as process:
         line = process.stdout.readline()
         if not line.startswith("http://"):
             raise ConfigError(f"serve.py did not start; try it alone: {' '.join(map(str, words))}")
         yield Server(process, line.split()[0].removeprefix("http://"))
-    finally:
-        process.terminate()
-        process.wait()
+
+
+@contextlib.contextmanager
+def transformers_server(source, device, *options):
+    """`transformers serve` with the same model, exported. Raises ConfigError without an answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, "model")
+        export = [sys.executable, ROOT / "export.py", f"--init_from={source}", f"--to={model}"]
+        if subprocess.run(export, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise ConfigError(f"{source} cannot be exported for transformers serve")
+        host = f"127.0.0.1:{free_port()}"
+        words = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, *options]
+        words += ["--host=127.0.0.1", f"--port={host.partition(':')[2]}", f"--device={device}"]
+        log = Path(folder, "log")
+        with log.open("w") as file:
+            environ = {**os.environ, "HF_HUB_OFFLINE": "1"}
+            with running(words, env=environ, stdout=file, stderr=file) as process:
+                if not answers(process, host):
+                    raise ConfigError(
+                        "transformers serve did not start; it needs python -m pip install "
+                        f"'transformers[serving]'. It said:\n{log.read_text()[-LOG_CHARS:]}"
+                    )
+                yield Server(process, host)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def answers(process, host):
+    """Wait until the server answers. Returns whether it does, and has not ended instead."""
+    while process.poll() is None:
+        connection = http.client.HTTPConnection(host, timeout=60)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            time.sleep(0.1)
+        finally:
+            connection.close()
+    return False

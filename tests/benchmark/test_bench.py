@@ -197,7 +197,7 @@ def test_shards_are_prepared_in_turn_with_tiktoken_alone(bench_folder):
     assert result["ratios"][0] == result["tiktoken_s"][0] / result["rounds_s"][0]
 
 
-@pytest.mark.parametrize("line", itertools.chain(*bench.GPU_SUITE.values()))
+@pytest.mark.parametrize("line", [*itertools.chain(*bench.GPU_SUITE.values())])
 def test_every_line_of_the_gpu_suite_can_be_parsed(line, monkeypatch):
     """A typo would otherwise show only on a rented GPU."""
     monkeypatch.chdir(ROOT)
@@ -411,12 +411,13 @@ def test_serve_measures_clients_at_the_same_time_and_one_after_the_other(workspa
     save_perturbed_gpt({"kind": "char", "chars": "The "})
     sizes = ["--clients=2", "--requests=4", "--tokens=3", "--rounds=2", "--flood=20"]
     bench.main(["serve", "--out_dir=out", "--device=cpu", *sizes, RESULTS])
-    assert "2 clients: " in capsys.readouterr().out
-    load, flood = results()
-    assert load["tokens_per_s"].keys() == {"1", "2"}
-    assert load["ratios"] == pytest.approx(
-        [a / b for a, b in zip(load["tokens_per_s"]["2"], load["tokens_per_s"]["1"], strict=True)]
+    assert "seuGPT, 2 client(s): " in capsys.readouterr().out
+    alone, together, flood = results()
+    assert (alone["clients"], together["clients"]) == (1, 2)
+    assert together["gains"] == pytest.approx(
+        [a / b for a, b in zip(together["tokens_per_s"], alone["tokens_per_s"], strict=True)]
     )
+    assert together["ratios"] == [1, 1]  # of ours over ours
     assert (flood["requests"], flood["lost"]) == (20, 0)
     assert len(flood["memory_mb"]) == 11
 
