@@ -80,7 +80,7 @@ def check_text(text, name, max_chars):
         raise ApiError(400, f"{name} must be a text", param=name)
     if len(text) > max_chars:
         message = f"{name} has {len(text):,} characters, at most {max_chars:,} can be sent"
-        raise ApiError(400, message, param=name)
+        raise ApiError(400, message, param=name, code="text_too_long")
     problem = text_problem(text.replace("\0", ""), ())
     if problem or any("\ud800" <= c <= "\udfff" for c in text):
         raise ApiError(400, f"{name} {problem or 'contains a lone surrogate'}", param=name)
@@ -94,7 +94,7 @@ async def encode(tokenizer, text, name, limits, is_prompt=True):
         ids = await run_in_threadpool(encoder, text)
     except DataError as error:
         message = f"{name} has characters that the model never saw in training: {error}"
-        raise ApiError(400, message, param=name) from None
+        raise ApiError(400, message, param=name, code="unknown_characters") from None
     return check_ids(tokenizer, list(map(int, ids)), name, limits)
 
 
@@ -114,10 +114,11 @@ async def read_ids(tokenizer, content, limits):
 def check_ids(tokenizer, ids, name, limits):
     """Raise ApiError unless `ids` is a list of 1 to max_prompt ids of the tokenizer."""
     if not ids:
-        raise ApiError(400, f"{name} has no tokens; give at least one", param=name)
+        message = f"{name} has no tokens; give at least one"
+        raise ApiError(400, message, param=name, code="empty_text")
     if len(ids) > limits.max_prompt:
         message = f"{name} has {len(ids):,} tokens; max_prompt={limits.max_prompt:,}"
-        raise ApiError(400, message, param=name)
+        raise ApiError(400, message, param=name, code="text_too_long")
     for token in ids:
         if type(token) is not int or not 0 <= token < tokenizer.vocab_size:
             message = f"{name} has {str(token)[:50]}; ids go from 0 to {tokenizer.vocab_size - 1:,}"
@@ -128,7 +129,7 @@ def check_ids(tokenizer, ids, name, limits):
 def check_max_tokens(max_tokens, limits, name="max_tokens"):
     if max_tokens > limits.max_reply:
         message = f"{name}={max_tokens:,} exceeds max_reply={limits.max_reply:,}"
-        raise ApiError(400, message, param=name)
+        raise ApiError(400, message, param=name, code="reply_too_long")
 
 
 def token_text(tokenizer, token):

@@ -5,6 +5,7 @@ import runpy
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,14 @@ def test_every_text_is_asked_for_and_there():
     spoken = {key for key in strings() if re.search(rf'["`]{key}["`]|\b{key}:', html + scripts)}
     derived = {f"{name}Help" for name in strings()}  # of controls and views
     assert set(strings()) <= spoken | derived
+
+
+def test_errors_are_translated_by_codes_that_the_server_sends():
+    table = source("strings.js").partition("ERRORS_IN_PORTUGUESE = {")[2].partition("};")[0]
+    codes = set(re.findall(r"^  (\w+):", table, re.M))
+    server = (ROOT / "seugpt" / "server").glob("*.py")
+    assert codes
+    assert codes <= set(re.findall(r'code="(\w+)"', "".join(path.read_text() for path in server)))
 
 
 def test_no_script_or_style_stands_in_the_page():
@@ -309,14 +318,23 @@ def test_the_language_is_the_browsers_until_it_is_switched(open_page, width):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_where_it_was_made(browser, server):
-    page = browser.new_page()
+@pytest.mark.parametrize("locale, message", [("en-US", "03A9"), ("pt-BR", "nunca viu no treino")])
+def test_a_mistake_is_said_where_it_was_made(browser, server, locale, message):
+    page = browser.new_page(locale=locale)
     page.goto(server.url)
     page.fill("#prompt", "Ω")
     page.click("#start")
-    page.wait_for_selector("#write-status:has-text('03A9')")
+    page.wait_for_selector(f"#write-status:has-text('{message}')")
     assert page.locator("#start").is_enabled()
     page.close()
+
+
+@pytest.mark.slow
+def test_a_model_that_goes_on_training_shows_its_new_step(open_page, server):
+    page = open_page()
+    name = page.locator("#model option").first.get_attribute("value")
+    server.engine.models[name] = replace(server.engine.models[name], step=12_345)
+    page.wait_for_selector("#model-facts:has-text('step 12,345')")
 
 
 @pytest.mark.slow

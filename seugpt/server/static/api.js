@@ -1,6 +1,6 @@
 // Requests to the server, and the key that it may ask for.
 
-import { t } from "./i18n.js";
+import { errorText, t } from "./i18n.js";
 
 let key = sessionStorage.getItem("key");
 
@@ -33,7 +33,7 @@ async function request(path, options = {}) {
     await (asking ??= askForKey());
     return request(path, options);
   }
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  if (!response.ok) throw new Error(errorText((await response.json()).error));
   return response;
 }
 
@@ -60,7 +60,7 @@ export async function* stream(content, signal) {
     buffer = events.pop();
     for (const event of events) {
       const content = JSON.parse(event.slice("data: ".length));
-      if (content.error) throw new Error(content.error.message);
+      if (content.error) throw new Error(errorText(content.error));
       yield content;
     }
   }

@@ -1,6 +1,6 @@
 // The language of the page: its texts, and how it writes numbers.
 
-import { STRINGS } from "./strings.js";
+import { ERRORS_IN_PORTUGUESE, STRINGS } from "./strings.js";
 
 const saved = localStorage.getItem("language");
 export let language = saved ?? (navigator.language.toLowerCase().startsWith("pt") ? "pt" : "en");
@@ -8,6 +8,10 @@ export let language = saved ?? (navigator.language.toLowerCase().startsWith("pt"
 export function t(key, values = {}) {
   const text = STRINGS[key][language === "pt" ? 1 : 0];
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+export function errorText({ code, message }) {
+  return (language === "pt" && ERRORS_IN_PORTUGUESE[code]) || message;
 }
 
 export function setLanguage(name) {

@@ -9,6 +9,7 @@ import { drawLegend } from "./tokens.js";
 import { showTrain, startTrain } from "./train.js";
 import { startWrite } from "./write.js";
 
+const REFRESH_MS = 10000; // with serve.py --reload, a model's step goes on
 const WIDE = matchMedia("(min-width: 70rem)"); // as in style.css: settings stand beside the text
 const tabs = [...document.querySelectorAll("#tabs [role=tab]")];
 let models = [];
@@ -46,6 +47,16 @@ function showFacts() {
   if (model.step) facts += t("modelStep", { step: number(model.step) });
   if (model.val_loss !== null) facts += t("modelLoss", { loss: number(model.val_loss, 4) });
   $("model-facts").textContent = facts;
+}
+
+async function refreshFacts() {
+  if (document.hidden) return;
+  try {
+    ({ models } = await get("info"));
+  } catch {
+    return; // the next request that the reader makes says what is wrong
+  }
+  showFacts();
 }
 
 function fillPrompts() {
@@ -90,6 +101,7 @@ async function start() {
   onLanguage(showFacts);
   onLanguage(drawLegends);
   translate();
+  setInterval(refreshFacts, REFRESH_MS);
 }
 
 start();

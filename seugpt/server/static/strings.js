@@ -1,5 +1,16 @@
 // Every text of the page, in English and in Brazilian Portuguese.
 
+// By the code of an error: the server's messages are in English.
+export const ERRORS_IN_PORTUGUESE = {
+  unknown_characters:
+    "O texto tem um caractere que o modelo nunca viu no treino: um acento, por exemplo, se ele leu só inglês.",
+  empty_text: "O texto está vazio; escreva alguma coisa.",
+  one_token: "O texto tem um só token, e o primeiro nunca é previsto; escreva mais.",
+  text_too_long: "O texto é maior do que este servidor aceita.",
+  reply_too_long: "O tamanho pedido é maior do que este servidor permite.",
+  overloaded: "O servidor está ocupado; tente de novo daqui a pouco.",
+};
+
 export const STRINGS = {
   tabs: ["Sections", "Seções"],
   write: ["Write", "Escrever"],
@@ -101,7 +112,7 @@ export const STRINGS = {
   seed: ["Seed", "Semente"],
   seedHelp: [
     "The dice: the same number throws the same text.",
-    "Os dados: o mesmo número dá o mesmo texto.",
+    "O sorteio: o mesmo número dá o mesmo texto.",
   ],
 
   // Look inside
@@ -200,7 +211,7 @@ export const STRINGS = {
   // Compare
   compareHelp: [
     "Both models get the same prompt and the same dice.",
-    "Os dois modelos recebem o mesmo prompt e os mesmos dados.",
+    "Os dois modelos recebem o mesmo prompt e o mesmo sorteio.",
   ],
   left: ["Left", "Esquerda"],
   right: ["Right", "Direita"],
