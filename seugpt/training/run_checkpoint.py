@@ -12,6 +12,7 @@ from seugpt.checkpoint.sharded import is_step_folder, load_merged, read_run, ste
 from seugpt.checkpoint.storage import load_checkpoint, rotate_checkpoints, save_checkpoint
 from seugpt.errors import CheckpointError
 from seugpt.training.optimizer import restore_optimizers
+from seugpt.training.run_description import count_of
 from seugpt.training.sharded_checkpoint import ShardedSaver, restore_sharded
 
 BEST_KEYS = ("best_val_loss", "best_step", "evals_since_best")  # of TrainState
@@ -134,8 +135,8 @@ def restore_run(trainer, ckpt):
     num_ranks = len(ckpt["rng_states"])
     if num_ranks != trainer.dist_env.world_size:
         trainer.log.info(
-            f"note: {ckpt['path']} was written by {num_ranks} process(es): the order of the data "
-            "stays the same, but dropout draws differently"
+            f"note: {ckpt['path']} was written by {count_of(num_ranks, 'process', 'processes')}: "
+            "the order of the data stays the same, but dropout draws differently"
         )
 
 

@@ -4,6 +4,10 @@ from seugpt.checkpoint.storage import describe
 from seugpt.training.batch_ramp import describe_ramp
 
 
+def count_of(number, singular, plural):
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
 def describe_work(model, config, dataset, world_size):
     """Model and data; tokens per step, steps and epochs."""
     num_tokens = dataset.tokens["train"]
@@ -17,13 +21,15 @@ def describe_work(model, config, dataset, world_size):
     block_size = model.config.block_size
     tokens_per_step = config.tokens_per_step(block_size)
     epochs = config.tokens_before(config.max_iters, block_size) / num_tokens
+    accumulated = count_of(config.gradient_accumulation_steps, "micro-batch", "micro-batches")
+    processes = count_of(world_size, "process", "processes")
     ramp = describe_ramp(config)
     return [
         *lines,
-        f"tokens per step: {config.gradient_accumulation_steps} micro-batches x "
-        f"{config.batch_size} sequences x {block_size} tokens = {tokens_per_step:,}",
+        f"tokens per step: {accumulated} x {config.batch_size} sequences x {block_size} tokens "
+        f"= {tokens_per_step:,}",
         *([ramp] if ramp else []),
-        f"training: {config.max_iters:,} steps, {epochs:.2f} epochs, {world_size} process(es)",
+        f"training: {config.max_iters:,} steps, {epochs:.2f} epochs, {processes}",
     ]
 
 

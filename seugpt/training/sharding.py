@@ -10,6 +10,7 @@ import torch
 
 from model import Block, compile_model, rope_cos_sin
 from seugpt.errors import ConfigError
+from seugpt.training.run_description import count_of
 
 
 def check_sharding(config, dtype, world_size):
@@ -21,7 +22,8 @@ def check_sharding(config, dtype, world_size):
     if world_size % shard_size:
         divisors = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
         problems.append(
-            f"dp_shard_size={shard_size} does not divide the {world_size} process(es) of this run; "
+            f"dp_shard_size={shard_size} does not divide the "
+            f"{count_of(world_size, 'process', 'processes')} of this run; "
             f"use --dp_shard_size={' or '.join(divisors)}, or start {shard_size} with torchrun"
         )
     if dtype == torch.float16:

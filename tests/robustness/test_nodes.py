@@ -198,7 +198,7 @@ def test_node_that_survives_the_other_finishes_alone(tiny, run, start_nodes):
     nodes.start_c10d(run(**options), nnodes="1:2")
     wait_for_step(4)
     nodes.kill(1)
-    wait_for_log("1 process(es)\n")
+    wait_for_log("epochs, 1 process\n")
     Path("hurry").touch()
     nodes.wait(0)
     check_equals_one_process(run, options)

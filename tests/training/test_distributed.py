@@ -125,7 +125,7 @@ def test_one_process_continues_the_data_of_two_ranks(tiny, run, resume, two_rank
     two_ranks(run(out_dir="two", max_iters=5))
     train.main(resume(out_dir="two", max_iters=10))
     assert logged_values("two", "loss") == pytest.approx(logged_values("one", "loss"), rel=1e-4)
-    assert "written by 2 process(es)" in Path("two/training.log").read_text(encoding="utf-8")
+    assert "written by 2 processes" in Path("two/training.log").read_text(encoding="utf-8")
 
 
 def test_uneven_split_is_refused_before_anything_is_written(tiny, run, two_ranks):
