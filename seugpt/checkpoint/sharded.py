@@ -91,8 +91,27 @@ def read_run(folder):
     except Exception as error:  # whatever its JSON may lack
         raise damage_error(folder, f"{RUN_FILE} cannot be read ({one_line(error)})") from error
     check_content(folder / RUN_FILE, run, RUN_KEYS)
+    if not all(map(is_description, run["files"].values())):
+        raise damage_error(folder, f"{RUN_FILE} does not describe its files")
+    if not all(map(is_optimizer, run["optimizer"])):
+        raise damage_error(folder, f"{RUN_FILE} does not describe the optimizers")
     check_files(folder, run["files"])
     return {**run, "path": folder, "mtime_ns": mtime_ns}
+
+
+def is_description(described):
+    """Whether a value has what describe_file returns."""
+    return isinstance(described, dict) and all(
+        type(described.get(key)) is int for key in ("size", "crc32")
+    )
+
+
+def is_optimizer(part):
+    """Whether a value has the form of what sharded_checkpoint.describe_optimizers says."""
+    if not isinstance(part, dict) or not isinstance(part.get("param_groups"), list):
+        return False
+    names = part.get("names")
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def encode_bytes(tensor):

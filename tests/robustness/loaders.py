@@ -14,6 +14,9 @@ import prepare
 import sample
 import train
 from model import ModelConfig
+from seugpt.checkpoint.content import RESUME_KEYS
+from seugpt.checkpoint.sharded import describe_file, write_run
+from seugpt.checkpoint.storage import load_checkpoint
 from seugpt.cli.config_parser import ConfigParser
 from seugpt.data.dataset import Dataset
 from seugpt.data.tokenizer import bpe_tokenizer
@@ -26,6 +29,7 @@ from tests.helpers import NanoGPT, write_token_files
 from train import TrainConfig
 
 SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8}
+SHARD = "shard-00001-of-00001.safetensors"
 RUN = {
     **SHAPE,
     "position": "rope",
@@ -56,11 +60,13 @@ def write_intact_files():
     write_sharded_model()
     write_bpe_dataset()
     write_tokenizers()
+    write_step_folder()
+    write_token_shards()
     for name, layout in {"nanogpt": "nanoGPT", "numpy": "NumPy", "llmc": "llm.c"}.items():
         train_ids = np.arange(100) % vocab_size
         val_ids = np.arange(30) % vocab_size
         write_token_files(Path("data", name), layout, train_ids, val_ids)
-    for path in [*Path().glob("*/*.pt"), *Path().glob("*/*.safetensors")]:
+    for path in [*Path().rglob("*.pt"), *Path().rglob("*.safetensors"), *Path().rglob("run.json")]:
         shutil.copy(path, path.with_suffix(".intact"))
 
 
@@ -122,6 +128,32 @@ def write_tokenizers():
     for folder, text in texts.items():
         Path(folder).mkdir()
         Path(folder, "tokenizer.json").write_text(text, encoding="utf-8")
+
+
+def write_step_folder():
+    """Write steps/step-00000002: out/latest.pt as the checkpoint of a sharded run."""
+    folder = Path("steps/step-00000002")
+    folder.mkdir(parents=True)
+    run = load_checkpoint(Path("out/latest.pt"), RESUME_KEYS)
+    tensors = {f"model.{name}": tensor for name, tensor in run["model"].items()}
+    [optimizer] = run["optimizer"]
+    names = list(run["model"])[: len(optimizer["state"])]
+    for name, state in zip(names, optimizer["state"].values(), strict=True):
+        tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
+    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, folder / SHARD)
+    run["optimizer"] = [{"param_groups": optimizer["param_groups"], "names": names}]
+    kept = {key: run[key] for key in RESUME_KEYS if key != "model"}
+    write_run(folder, kept, {SHARD: describe_file(folder / SHARD)})
+
+
+def write_token_shards():
+    """Write data/web, from documents, as prepare.py --shard_tokens does."""
+    Path("web").mkdir()
+    lines = [json.dumps({"text": "o menino viu a maçã " * count}) for count in range(1, 40)]
+    for file in ("a", "b"):
+        Path(f"web/{file}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = ["--val_input=web/b.jsonl", "--tokenizer=our_bpe", "--shard_tokens=20000"]
+    prepare.main(["web", "--input=web", *options, "--workers=1"])
 
 
 # Loaders: each takes the argument that a user would give, and lets errors through.

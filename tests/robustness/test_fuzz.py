@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seugpt.checkpoint import pretrained
+from seugpt.checkpoint.sharded import describe_file
 from seugpt.errors import CheckpointError, UserError
 from tests.helpers import replace_pickle
 from tests.robustness.loaders import (
+    SHARD,
     export_model,
     fine_tune,
     generate,
@@ -195,7 +198,25 @@ def mutate_safetensors(rng, path):
     save_file(tensors, path)
 
 
+def mutate_step_folder(rng, path):
+    """Write a sharded checkpoint with wrong values, in run.json or a shard, and right checksums."""
+    folder = path.parent
+    shard = folder / SHARD
+    shutil.copy(shard.with_suffix(".intact"), shard)
+    run = json.loads((folder / "run.intact").read_text())
+    if rng.random() < 0.5:
+        mutate_safetensors(rng, shard)
+        run["files"] = {SHARD: describe_file(shard)}
+    else:
+        run = mutate_value(rng, run, wrong_value)
+    if isinstance(run, dict):
+        run.pop("crc32", None)
+        run["crc32"] = zlib.crc32(json.dumps(run).encode())
+    path.write_text(json.dumps(run))
+
+
 WRITERS = (
+    mutate_step_folder,
     mutate_checkpoint,
     mutate_pickle,
     mutate_safetensors,
@@ -207,6 +228,8 @@ INDEX_FILE = "sharded/model.safetensors.index.json"
 SHARD_FILE = "sharded/model-1.safetensors"
 NPY_FILE = "data/numpy/fineweb_edu_train_000001.npy"
 LLMC_FILE = "data/llmc/fineweb_train_000001.bin"
+TOKENS_FILE = "data/web/train_00000_0000.npy"
+STEP = "steps/step-00000002"
 METRICS_FILE = "out/metrics.jsonl"
 
 # {case: (the file to damage, what loads it, from which argument, mutations)}
@@ -225,6 +248,11 @@ CASES = {
     "tokenizer.json, our BPE": ("our_bpe/tokenizer.json", use_tokenizer, "our_bpe", JSON),
     "meta.json": ("data/tiny/meta.json", read_batches, "data/tiny", JSON),
     "meta.json, BPE": ("data/ranks/meta.json", read_batches, "data/ranks", JSON),
+    "meta.json, shards": ("data/web/meta.json", read_batches, "data/web", JSON),
+    "shard": (TOKENS_FILE, read_batches, "data/web", [mutate_bytes]),
+    "run.json": (f"{STEP}/run.json", generate, STEP, [mutate_bytes, mutate_step_folder]),
+    "run.json, resumed": (f"{STEP}/run.json", resume, "steps", [mutate_step_folder]),
+    "shard of a checkpoint": (f"{STEP}/{SHARD}", generate, STEP, [mutate_bytes]),
     "meta.json as a tokenizer": ("data/tiny/meta.json", use_tokenizer, "data/tiny", JSON),
     "train.bin": ("data/tiny/train.bin", read_batches, "data/tiny", [mutate_bytes]),
     "nanoGPT's val.bin": ("data/nanogpt/val.bin", read_batches, "data/nanogpt", [mutate_bytes]),
@@ -246,6 +274,10 @@ def find_fault(load, argument, path):
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def peak_memory():
@@ -273,7 +305,7 @@ def test_damaged_file_loads_or_is_refused_by_name(intact_files, name, count):
     file, load, argument, mutations = CASES[name]
     path = Path(file)
     intact = path.read_bytes()
-    run_files = {other: other.read_bytes() for other in Path("out").iterdir() if other.is_file()}
+    run_files = files_of(argument) if load is resume else {}
     memory_before = peak_memory()
     faults = []
     for mutate in mutations:
@@ -288,6 +320,8 @@ def test_damaged_file_loads_or_is_refused_by_name(intact_files, name, count):
                 fault = re.sub(r"[^ -~]+", " ", fault)[:300]
                 faults.append(f"{mutate.__name__} {number}: {fault}")
             if load is resume:  # which writes to the run's folder
+                for other in files_of(argument):
+                    other.unlink()
                 for other, content in run_files.items():
                     other.write_bytes(content)
     assert not faults, f"{len(faults)} of {count * len(mutations)}:\n" + "\n".join(faults[:20])
