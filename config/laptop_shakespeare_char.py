@@ -28,7 +28,7 @@ lr_decay_iters = 850
 cooldown_iters = 510
 min_lr = 0.0
 warmup_iters = 20
-weight_decay = 0.0
+weight_decay = 0.1
 grad_clip = 0.0
 
 eval_interval = 250
