@@ -9,6 +9,7 @@ data/shakespeare_char must be prepared.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,9 @@ WORLDS = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 4))  # processes, dp_shard_size
 
 
 def run(words, num_ranks, shard_size):
-    """(milliseconds of each step but the first ones, peak memory in bytes of the largest rank)."""
+    """(milliseconds of each step but the first ones, peak memory of the largest rank in bytes,
+    parameters).
+    """
     with tempfile.TemporaryDirectory() as out_dir:
         launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
         options = [*words, *COMMON, f"--dp_shard_size={shard_size}", f"--out_dir={out_dir}"]
@@ -59,8 +62,10 @@ def run(words, num_ranks, shard_size):
         if status:
             sys.exit(f"{' '.join(options)} failed")
         lines = (Path(out_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        log = (Path(out_dir) / "training.log").read_text(encoding="utf-8")
+        parameters = int(re.search(r"model: ([\d,]+) parameters", log)[1].replace(",", ""))
     steps = [json.loads(line) for line in lines if "step_ms" in line]
-    return [line["step_ms"] for line in steps][WARMUP:], usage.ru_maxrss * 1024
+    return [line["step_ms"] for line in steps][WARMUP:], usage.ru_maxrss * 1024, parameters
 
 
 def measure(name, words, rounds=2):
@@ -69,15 +74,17 @@ def measure(name, words, rounds=2):
     peaks = {}
     for _ in range(rounds):
         for world in WORLDS:
-            step_ms, peaks[world] = run(words, *world)
+            step_ms, peaks[world], parameters = run(words, *world)
             times[world].append(statistics.median(step_ms))
-            print(f"{name}, {world[0]} process(es), shards {world[1]}: {times[world][-1]:.0f} ms")
+            ranks, shards = world
+            print(f"{name}, ranks {ranks}, shards {shards}: {times[world][-1]:.0f} ms", flush=True)
     for (num_ranks, shard_size), rounds_ms in times.items():
         record(
             RESULTS,
             torch.device("cpu"),
             bench="ranks",
             model=name,
+            parameters=parameters,
             ranks=num_ranks,
             dp_shard_size=shard_size,
             step_ms=statistics.median(rounds_ms),

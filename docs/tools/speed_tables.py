@@ -253,6 +253,61 @@ def ladder_table(results):
     return format_table(["`CHANGE`", "loss", "by seed", "seconds of training"], rows)
 
 
+def ranks_points():
+    """{model: {(ranks, dp_shard_size): result}}, in order."""
+    points = {}
+    for result in read_results("ranks.jsonl", "ranks"):
+        world = (result["ranks"], result["dp_shard_size"])
+        points.setdefault(result["model"], {})[world] = result
+    return points
+
+
+def ranks_table():
+    """Each model in one process, then replicated and in shards over 2 and 4."""
+    rows = []
+    for by_world in ranks_points().values():
+        for (ranks, shards), replicas in by_world.items():
+            if shards > 1:
+                continue
+            sharded = by_world.get((ranks, ranks)) if ranks > 1 else None
+            pair = (replicas, sharded) if sharded else (replicas,)
+            step_ms = " / ".join(f"{result['step_ms']:,.0f}" for result in pair)
+            memory = " / ".join(f"{result['peak_memory_bytes'] / 1e9:.2f}" for result in pair)
+            ratio = ""
+            if sharded:
+                ratio = median_range(ratios(sharded["rounds_ms"], replicas["rounds_ms"]), ".2f")
+            rows.append([f"{replicas['parameters']:,}", ranks, step_ms, ratio, memory])
+    head = ["parameters", "processes", "step, ms: replicas / shards", "shards / replicas"]
+    return format_table([*head, "peak memory of a process, GB"], rows)
+
+
+def save_table():
+    """How long a sharded checkpoint stops training, by how it is written."""
+    results = {result["kind"]: result for result in read_results("ranks.jsonl", "save")}
+    rows = [[kind, median_range(result["milliseconds"], ".0f")] for kind, result in results.items()]
+    return format_table(["how it is written", "ms that training stops"], rows)
+
+
+def shards_table(results):
+    rows = []
+    for result in results:
+        alone = result["bytes"] / statistics.median(result["tiktoken_s"]) / 1e6
+        speeds = [f"{result['mb_per_s']:.1f}", f"{alone:.1f}"]
+        rows.append([result["workers"], *speeds, median_range(result["ratios"], ".2f")])
+    return format_table(["`--workers`", "MB/s", "tiktoken alone, one thread", "ratio"], rows)
+
+
+def serve_table(results):
+    rows = []
+    for result in results:
+        speed = median_range(result["tokens_per_s"], ",.0f")
+        gains, ours = (median_range(result[key], ".2f") for key in ("gains", "ratios"))
+        name = f"`{result['contender']}`" if " " in result["contender"] else result["contender"]
+        rows.append([name, result["clients"], speed, gains, ours])
+    head = ["server", "clients", "tokens/s", "times one after the other", "ours, times that"]
+    return format_table(head, rows)
+
+
 STYLES = {
     "seuGPT": ("o-", "#0072b2"),
     "nanoGPT": ("s--", "#d55e00"),
@@ -292,6 +347,33 @@ def plot_growth(path):
     figure.savefig(path, dpi=110)
 
 
+RANKS_STYLES = {  # of (processes, dp_shard_size)
+    (1, 1): ("one process", "o-", "#0072b2"),
+    (2, 1): ("2, replicas", "s-", "#d55e00"),
+    (2, 2): ("2, shards", "s--", "#d55e00"),
+    (4, 1): ("4, replicas", "^-", "#555"),
+    (4, 4): ("4, shards", "^--", "#555"),
+}
+
+
+def plot_ranks(path):
+    """Step time and memory of GPT-2's architecture by its parameters, for 1 to 4 processes."""
+    points = [by_world for name, by_world in ranks_points().items() if name.isdigit()]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    panels = (("step_ms", 1, "ms per step"), ("peak_memory_bytes", 1e9, "peak memory, GB"))
+    for axes, (key, unit, ylabel) in zip(figure.subplots(1, 2), panels, strict=True):
+        for world, (label, marker, color) in RANKS_STYLES.items():
+            results = [by_world[world] for by_world in points]
+            x = [result["parameters"] for result in results]
+            y = [result[key] / unit for result in results]
+            axes.loglog(x, y, marker, color=color, label=label)
+        axes.set(xlabel="parameters", ylabel=ylabel)
+        axes.grid(alpha=0.3, which="both")
+    axes.set(yscale="linear", ylim=(0, None))
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=9, loc="outside right center")
+    figure.savefig(path, dpi=110)
+
+
 def main():
     tables = {
         "step": step_table(read_results("cpu.jsonl", "step")),
@@ -307,6 +389,10 @@ def main():
         "ladder": ladder_table(read_results("ladder.jsonl")),
         "growth": growth_table(),
         "fit": fit_table(),
+        "ranks": ranks_table(),
+        "save": save_table(),
+        "shards": shards_table(read_results("cpu.jsonl", "prepare_shards")),
+        "serve": serve_table(read_results("serve.jsonl", "serve")),
     }
     text = PAGE.read_text(encoding="utf-8")
     for name, table in tables.items():
@@ -314,6 +400,7 @@ def main():
         text = re.sub(pattern, lambda match, table=table: f"{table}\n", text, flags=re.DOTALL)
     PAGE.write_text(text, encoding="utf-8")
     plot_growth(SPEED / "growth.png")
+    plot_ranks(SPEED / "ranks.png")
 
 
 if __name__ == "__main__":
