@@ -1,7 +1,7 @@
 # Tiny Shakespeare by characters on a laptop's CPU, to the loss of nanoGPT's 10.7M; 4.0M parameters.
 # Data: python prepare.py shakespeare_char
-# Expect: validation loss 1.46 to 1.47 (whole split) after 6 minutes of training on 2 CPU cores, with
-# each of three seeds (docs/SPEED.md).
+# Expect: validation loss 1.46 to 1.47 (whole split) after 6 minutes of training on 2 CPU cores,
+# with each of three seeds (docs/SPEED.md).
 out_dir = "out-laptop-shakespeare-char"
 dataset = "shakespeare_char"
 
