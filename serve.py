@@ -26,7 +26,7 @@ from seugpt.cli.text_option import read_text_option
 from seugpt.errors import ConfigError
 from seugpt.server.limits import Limits
 from seugpt.server.loaded_model import ModelLoader
-from seugpt.threads import CpuThreads, ThreadsOption, call_in_own_thread
+from seugpt.threads import CpuThreads, ThreadsOption, start_in_own_thread
 
 BACKLOG = 512  # connections that the system holds until the server takes them
 
@@ -106,7 +106,7 @@ def serve(config, limits):
     device = pick_device(config.device)
     allow_tf32(device)
     loader = ModelLoader(device, config.dtype, config.reload)
-    models = call_in_own_thread(loader.load_all, [config.source, *config.compare])
+    models = start_in_own_thread(loader.load_all, [config.source, *config.compare]).result()
     engine = server.engine.Engine(models, limits, CpuThreads(config.threads, notify))
     app = server.app.create_app(engine, config, loader if config.reload else None)
     port = listener.getsockname()[1]

@@ -93,14 +93,16 @@ class CpuThreads:
             self.retry_at = now + self.retry_seconds
 
 
-def call_in_own_thread(function, *args):
-    """function(*args) in a thread that ends with it, and with it the OpenMP threads that it used.
+def start_in_own_thread(function, *args):
+    """The Future of function(*args), called in a thread that ends with it.
 
-    Each thread that computes gets OpenMP threads of its own, which stay as long as it does. Once
-    there are more of them than cores, all of them sleep instead of waiting in a loop, and the small
-    operations of decoding take twice the time.
+    With that thread end the OpenMP threads that it used. Each thread that computes gets OpenMP
+    threads of its own, which stay as long as it does. Once there are more of them than cores, all
+    of them sleep instead of waiting in a loop, and the small operations of decoding take twice the
+    time.
     """
     future = Future()
+    future.set_running_or_notify_cancel()  # whoever waits may give up, but the call goes on
 
     def call():
         try:
@@ -109,7 +111,7 @@ def call_in_own_thread(function, *args):
             future.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()  # no Ctrl-C has to wait for it
-    return future.result()
+    return future
 
 
 def process_usage():

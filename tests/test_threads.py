@@ -9,7 +9,7 @@ import torch
 
 from model import GPT, ModelConfig
 from seugpt import threads
-from seugpt.threads import RETRY_SECONDS, CpuThreads, call_in_own_thread
+from seugpt.threads import RETRY_SECONDS, CpuThreads, start_in_own_thread
 from seugpt.training.logger import RunLogger
 from tests.helpers import wait_until
 from train import TrainConfig, Trainer
@@ -123,9 +123,9 @@ def test_one_and_two_threads_give_the_same_weights(tmp_path, optimizer):
 
 def test_a_call_in_its_own_thread_leaves_no_thread():
     before = threading.active_count()
-    assert call_in_own_thread(lambda a, b: (a - b, threading.current_thread()), 5, 2)[0] == 3
+    assert start_in_own_thread(lambda a, b: a - b, 5, 2).result() == 3
     with pytest.raises(ZeroDivisionError):
-        call_in_own_thread(lambda: 1 / 0)
+        start_in_own_thread(lambda: 1 / 0).result()
     wait_until(lambda: threading.active_count() == before)
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from seugpt.errors import UserError, one_line
 from seugpt.server.batch import Batch, Row
 from seugpt.server.errors import ApiError, busy_error
-from seugpt.threads import call_in_own_thread
+from seugpt.threads import start_in_own_thread
 
 RELOAD_SECONDS = 2.0  # between looks at the checkpoint of a run in training
 
@@ -226,8 +226,8 @@ async def reload_models(engine, loader):
             if mtime_ns is None:
                 continue
             try:
-                load = partial(call_in_own_thread, loader.load, name, loaded.path)
-                engine.models[name] = await asyncio.to_thread(load)
+                loading = start_in_own_thread(loader.load, name, loaded.path)
+                engine.models[name] = await asyncio.wrap_future(loading)
                 print(f"{name}: step {engine.models[name].step:,}", file=sys.stderr, flush=True)
             except UserError as error:  # until the file changes again
                 loaded.mtime_ns = mtime_ns

@@ -3,13 +3,12 @@
 Shapes: T tokens, L layers, nh heads, N tokens of the tokenizer.
 """
 
+import asyncio
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 import anyio
-import anyio.to_thread
 import torch
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -29,7 +28,7 @@ from seugpt.plots.internals import (
 from seugpt.plots.token_text import hex_bytes, readable_token, token_label
 from seugpt.server.errors import ApiError, busy_error
 from seugpt.server.request_fields import parse_fields, read_ids, read_object
-from seugpt.threads import call_in_own_thread
+from seugpt.threads import start_in_own_thread
 
 MAX_SURPRISAL_TOKENS = 2048
 MAX_WAITING = 32  # requests to look inside; they are answered one after another
@@ -186,8 +185,9 @@ def endpoint(engine, turn, look, fields_class):
         ids = await read_ids(loaded.tokenizer, content, engine.limits)
         if turn.statistics().tasks_waiting >= MAX_WAITING:
             raise busy_error(f"{MAX_WAITING} requests to look inside wait; try again in a second")
-        compute = partial(call_in_own_thread, locked, look, loaded, ids, fields)
-        result = await anyio.to_thread.run_sync(compute, limiter=turn)
+        async with turn:
+            looking = start_in_own_thread(locked, look, loaded, ids, fields)
+            result = await asyncio.wrap_future(looking)
         return JSONResponse(result)
 
     return answer

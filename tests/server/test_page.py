@@ -335,6 +335,7 @@ def test_a_model_that_goes_on_training_shows_its_new_step(open_page, server):
     name = page.locator("#model option").first.get_attribute("value")
     server.engine.models[name] = replace(server.engine.models[name], step=12_345)
     page.wait_for_selector("#model-facts:has-text('step 12,345')")
+    assert page.locator("#model").input_value() == name
 
 
 @pytest.mark.slow
