@@ -25,8 +25,12 @@ RESUME_KEYS = {  # what a run needs to continue
 }
 
 
-def check_content(path, ckpt, keys):
-    """Raise CheckpointError unless `ckpt` is a dictionary with valid values for {key: type}."""
+def check_content(path, ckpt, keys, checks=None):
+    """Raise CheckpointError unless `ckpt` is a dictionary with valid values for {key: type}.
+
+    `checks`: {key: function that says whether a value is valid}, beside those of CHECKS.
+    """
+    checks = {**CHECKS, **(checks or {})}
     missing = [key for key in keys if not isinstance(ckpt, dict) or key not in ckpt]
     if missing:
         can_infer = not set(missing) & INFERENCE_KEYS.keys()
@@ -38,7 +42,7 @@ def check_content(path, ckpt, keys):
         )
     wrong = []
     for key, expected in keys.items():
-        is_valid = CHECKS.get(key, lambda value: True)
+        is_valid = checks.get(key, lambda value: True)
         if not isinstance(ckpt[key], expected) or not is_valid(ckpt[key]):
             wrong.append(key)
     if wrong:

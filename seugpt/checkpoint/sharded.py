@@ -90,20 +90,22 @@ def read_run(folder):
         ]
     except Exception as error:  # whatever its JSON may lack
         raise damage_error(folder, f"{RUN_FILE} cannot be read ({one_line(error)})") from error
-    check_content(folder / RUN_FILE, run, RUN_KEYS)
-    if not all(map(is_description, run["files"].values())):
-        raise damage_error(folder, f"{RUN_FILE} does not describe its files")
-    if not all(map(is_optimizer, run["optimizer"])):
-        raise damage_error(folder, f"{RUN_FILE} does not describe the optimizers")
+    check_content(folder / RUN_FILE, run, RUN_KEYS, RUN_CHECKS)
     check_files(folder, run["files"])
     return {**run, "path": folder, "mtime_ns": mtime_ns}
 
 
-def is_description(described):
-    """Whether a value has what describe_file returns."""
-    return isinstance(described, dict) and all(
-        type(described.get(key)) is int for key in ("size", "crc32")
+def are_files(files):
+    """Whether the values of a dictionary have what describe_file returns."""
+    return all(
+        isinstance(described, dict) and type(described.get(key)) is int
+        for described in files.values()
+        for key in ("size", "crc32")
     )
+
+
+def are_optimizers(parts):
+    return all(map(is_optimizer, parts))
 
 
 def is_optimizer(part):
@@ -112,6 +114,9 @@ def is_optimizer(part):
         return False
     names = part.get("names")
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
+RUN_CHECKS = {"files": are_files, "optimizer": are_optimizers}
 
 
 def encode_bytes(tensor):
